@@ -1,0 +1,74 @@
+"""Averages: how statistics are remembered. One update serves every state that has a weight."""
+
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxnorm import _checks as check
+
+State = TypeVar("State", bound=NamedTuple)
+
+
+def ema(old: State, new: State, *, decay: ArrayLike) -> State:
+    """The weighted moving average of statistics, debiased by its weight.
+
+    weight' = decay * weight + (1 - decay),  v' = v + (1 - decay) / weight' * (new.v - v)
+
+    The starting weight is the prior's strength: 1 is the average of Flax and PyTorch, 0 the debiased one
+    of Adam and Haiku, whose first value is the first batch. Linear, as theirs: the spread between the
+    means of mean and var is NOT added (`merge` adds it).
+
+    Args:
+      old: the state, any NamedTuple with a field `weight`, whose shape is a prefix of every other
+        field's, or scalar. Where its weight is 0 the other fields are ignored, whatever they hold.
+      new: the same for one batch. Where its weight is 0 the state is unchanged, bitwise.
+      decay: the fraction of the OLD value that is kept, in [0, 1]: Flax's momentum, 1 - PyTorch's. A
+        traced scalar is not checked: evaluate an optax schedule and pass the value.
+
+    Returns:
+      A state of the type, shapes and dtypes of `old`.
+
+    Raises:
+      ValueError: decay outside [0, 1]; fields of other shapes; no field `weight`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> batch = jn.moments(jnp.array([4.0, 6.0]), axis=0)
+    >>> float(jn.ema(jn.initial_stats(()), batch, decay=0.9).mean)
+    0.5
+    >>> float(jn.ema(jn.initial_stats((), weight=0.0), batch, decay=0.9).mean)
+    5.0
+    """
+    check.decay("ema", decay)
+    check.states("ema", old, new)
+    before, seen = jnp.asarray(old.weight), jnp.asarray(new.weight)
+    gain = jnp.where(seen > 0, 1 - jnp.asarray(decay, before.dtype), jnp.zeros((), before.dtype))
+    weight = before + gain * (1 - before)
+    step = gain / jnp.where(weight > 0, weight, jnp.ones_like(weight))
+
+    def average(v: Array, n: Array) -> Array:
+        """v + step * (n - v); where all or nothing is taken, exactly."""
+        v = jnp.asarray(v)
+        n = jnp.asarray(n).astype(v.dtype)
+        known, part = _beside(before > 0, v), _beside(step, v).astype(v.dtype)
+        start = jnp.where(known, v, jnp.zeros_like(v))
+        mixed = jnp.where(part >= 1, n, start + part * (n - start))
+        return jnp.where(_beside(gain > 0, v), mixed, v)
+
+    mixed = {f: average(getattr(old, f), getattr(new, f)) for f in old._fields if f != "weight"}
+    return old._replace(weight=weight, **mixed)
+
+
+def _beside(weight: Array, v: Array) -> Array:
+    """`weight`, whose shape is a prefix of v's, with as many axes as v."""
+    return weight.reshape(weight.shape + (1,) * (v.ndim - weight.ndim))
+
+
+def counted(state: Any) -> Any:
+    """`state`, where it can be remembered: what is not finite counts as not seen."""
+    good = jnp.asarray(True)
+    for field in state:
+        good &= jnp.isfinite(field)
+    return state._replace(weight=jnp.where(good, state.weight, jnp.zeros_like(state.weight)))

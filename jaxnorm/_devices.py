@@ -1,0 +1,95 @@
+"""Devices: sums over named axes, in one collective, under every way that JAX has to name an axis."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+class Names(NamedTuple):
+    """The named axes of a sum, and the groups of devices that it is taken within. Static and hashable."""
+
+    names: tuple[Any, ...] = ()
+    groups: tuple[tuple[int, ...], ...] | None = None
+
+
+def size(over: Names) -> int:
+    """How many devices take part in a sum."""
+    if not over.names:
+        return 1
+    # psum of a Python number is a Python number: the count never travels
+    return lax.psum(1, over.names, axis_index_groups=over.groups)
+
+
+def psum(over: Names, values: Sequence[Array]) -> list[Array]:
+    """The sums of several small arrays over the named axes, in ONE collective."""
+    return _together(lambda v: _psum(over, v), values) if over.names else list(values)
+
+
+def pmean(over: Names, values: Sequence[Array]) -> list[Array]:
+    """The same for equally weighted averages."""
+    return _together(lambda v: _psum(over, v / size(over)), values) if over.names else list(values)
+
+
+def _psum(over: Names, v: Array) -> Array:
+    if over.groups is None:
+        return lax.psum(v, over.names)
+    try:
+        return lax.psum(v, over.names, axis_index_groups=over.groups)
+    except NotImplementedError:
+        raise ValueError(
+            f"axis_index_groups={over.groups!r}: JAX takes groups only under jax.pmap and under "
+            f"jax.shard_map(check_vma=False); instead, make the mesh axis {over.names} two axes, one "
+            f"across the groups and one within, and give the inner one as axis_name."
+        ) from None
+
+
+def _together(collective: Any, values: Sequence[Array]) -> list[Array]:
+    if len(values) == 1:
+        return [collective(values[0])]
+    # a new leading axis, not a ravel: arrays that are sharded over further axes are not resharded
+    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values))
+    stacked = jnp.stack([v.astype(dtype) for v in jnp.broadcast_arrays(*values)])
+    return [
+        part if part.dtype == v.dtype else part.real
+        for part, v in zip(collective(stacked), values, strict=True)
+    ]
+
+
+def varying(*values: Any) -> frozenset[Any]:
+    """The manual mesh axes that values vary over: none outside of shard_map(check_vma=True)."""
+    names: frozenset[Any] = frozenset()
+    for v in values:
+        if v is not None:
+            kind = jax.typeof(v)
+            manual = getattr(kind, "manual_axis_type", None)  # jax >= 0.10
+            names |= manual.varying if manual is not None else getattr(kind, "vma", frozenset())
+    return names
+
+
+def vary(v: Array, over: frozenset[Any]) -> Array:
+    """`v`, marked as varying over these mesh axes, too."""
+    names = over - varying(v)
+    return lax.pcast(v, tuple(sorted(names, key=str)), to="varying") if names else v
+
+
+def vary_together(values: Sequence[Array | None], like: Array) -> list[Array | None]:
+    """Small arrays marked as varying in ONE cast: its transpose is one psum, not one for each."""
+    given = [v for v in values if v is not None]
+    names = varying(like) - varying(*given)
+    if not names or len(given) < 2 or jnp.broadcast_shapes(*(v.shape for v in given)) == like.shape:
+        return list(values)
+    cast = iter(_together(lambda v: vary(v, varying(like)), given))
+    return [None if v is None else next(cast) for v in values]
+
+
+def spread(v: Array, like: Array) -> Array:
+    """`v` broadcast to the shape of `like`, varying and sharded as `like` is."""
+    kind = jax.typeof(like)
+    explicit = any(s is not None for s in getattr(kind.sharding, "spec", ()))
+    return jnp.broadcast_to(
+        vary(v, varying(like)), like.shape, out_sharding=kind.sharding if explicit else None
+    )

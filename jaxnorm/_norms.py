@@ -1,0 +1,229 @@
+"""Norms that forget: a choice of the axes that the Moments are taken over, and no state."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import _checks as check
+from jaxnorm._normalize import normalize
+
+
+def layer_norm(
+    x: ArrayLike,
+    *,
+    axis: int | Iterable[int] = -1,
+    feature_axis: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Layer norm: every sample by the moments of its own features.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over `axis`.
+
+    Statistics and arithmetic are float32 or wider; y is rounded once. Reverse mode keeps x, in its own
+    dtype, and no other array of its size. Ba, Kiros, Hinton 2016, arXiv:1607.06450.
+
+    Args:
+      x: numbers of any shape; integers count as float32.
+      axis: the axes to normalize over.
+      feature_axis: the axes that scale and bias belong to; by default `axis`.
+      scale, bias: arrays of the feature axes' sizes, ascending, wherever these axes stand; any other
+        shape broadcasts to x.
+      epsilon: added to the variance, in x's units squared; a float >= 0, or a traced scalar.
+      where: boolean mask, or weights >= 0, broadcastable to x, of what enters the moments. A masked NaN
+        stays where it is; a sample with nothing in it gives y = bias.
+      axis_name: name, or tuple of names, of mapped axes to normalize over, too.
+      axis_index_groups: groups of devices to stay within, where JAX allows it.
+      dtype: of y; by default x's (integers: float32).
+
+    Raises:
+      ValueError: an axis that x does not have; an array that does not broadcast; a negative epsilon; an
+        unbound axis name.
+      TypeError: not numeric.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]]), epsilon=0.0)
+    Array([[-1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+    x = check.numbers("layer_norm", "x", x)
+    axes = check.axes("layer_norm", axis, x)
+    features = axes
+    if feature_axis is not None:
+        features = check.axes("layer_norm", feature_axis, x, "feature_axis")
+    return normalize(
+        "layer_norm",
+        x,
+        axes,
+        features,
+        scale=scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )[0]
+
+
+def rms_norm(
+    x: ArrayLike,
+    *,
+    axis: int | Iterable[int] = -1,
+    feature_axis: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """RMS norm: layer norm about 0 instead of the mean.
+
+    y = x * rsqrt(mean(|x|^2) + epsilon) * scale + bias, with the mean over `axis`.
+
+    The same arguments, dtypes and errors as `layer_norm`. Zhang, Sennrich 2019, arXiv:1910.07467.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.rms_norm(jnp.array([[1.0, 7.0]]), epsilon=0.0)
+    Array([[0.2, 1.4]], dtype=float32)
+    """
+    x = check.numbers("rms_norm", "x", x)
+    axes = check.axes("rms_norm", axis, x)
+    features = axes
+    if feature_axis is not None:
+        features = check.axes("rms_norm", feature_axis, x, "feature_axis")
+    return normalize(
+        "rms_norm",
+        x,
+        axes,
+        features,
+        centered=False,
+        scale=scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )[0]
+
+
+def instance_norm(
+    x: ArrayLike,
+    *,
+    feature_axis: int | Iterable[int] = -1,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Instance norm: every channel of every sample by its own moments.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over all axes but the batch,
+    axis 0, and the features.
+
+    The other arguments, dtypes and errors are those of `layer_norm`. Ulyanov, Vedaldi, Lempitsky 2016,
+    arXiv:1607.08022.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])  # one sample, two places, two channels
+    >>> jn.instance_norm(x, epsilon=0.0)
+    Array([[[-1., -1.],
+            [ 1.,  1.]]], dtype=float32)
+    """
+    x = check.numbers("instance_norm", "x", x)
+    features = check.axes("instance_norm", feature_axis, x, "feature_axis")
+    check.not_batch("instance_norm", feature_axis, features, x)
+    return normalize(
+        "instance_norm",
+        x,
+        tuple(a for a in range(1, x.ndim) if a not in features),
+        features,
+        scale=scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )[0]
+
+
+def group_norm(
+    x: ArrayLike,
+    num_groups: int | None = None,
+    *,
+    group_size: int | None = None,
+    feature_axis: int = -1,
+    reduction_axes: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Group norm: every group of channels of every sample by its own moments.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over the channels of a group and
+    all axes but the batch, axis 0. One group is layer norm over these axes, a group of one channel
+    instance norm.
+
+    The other arguments, dtypes and errors are those of `layer_norm`. Wu, He 2018, arXiv:1803.08494.
+
+    Args:
+      num_groups, group_size: exactly one of the two; it divides the number of (local) channels.
+      feature_axis: the axis of the channels.
+      reduction_axes: the axes to normalize over, besides the channels of a group.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), 2, epsilon=0.0)
+    Array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+    x = check.numbers("group_norm", "x", x)
+    (f,) = check.axes("group_norm", (feature_axis,), x, "feature_axis")
+    axes = range(1, x.ndim)
+    if reduction_axes is not None:
+        axes = check.axes("group_norm", reduction_axes, x, "reduction_axes")
+    else:
+        check.not_batch("group_norm", feature_axis, (f,), x)
+    groups = check.groups("group_norm", num_groups, group_size, feature_axis, x)
+
+    def split(v: Array | None) -> Array | None:
+        """The feature axis as two: groups, and channels of a group."""
+        if v is None:
+            return None
+        parts = (1, 1) if v.shape[f] == 1 else (groups, x.shape[f] // groups)
+        return v.reshape(v.shape[:f] + parts + v.shape[f + 1 :])
+
+    y, _ = normalize(
+        "group_norm",
+        split(x),
+        tuple(sorted({f + 1, *(a if a < f else a + 1 for a in axes if a != f)})),
+        (f, f + 1),
+        scale=split(check.affine("group_norm", "scale", scale, x, (f,))),
+        bias=split(check.affine("group_norm", "bias", bias, x, (f,))),
+        epsilon=epsilon,
+        where=split(check.weights("group_norm", where, x)),
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+    return y.reshape(x.shape)

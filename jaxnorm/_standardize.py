@@ -1,0 +1,260 @@
+"""Standardize: (x - mean) * rsqrt(var + epsilon) * scale + bias, and its inverse."""
+
+import functools
+import operator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import _checks as check
+from jaxnorm import _devices as devices
+from jaxnorm._moments import Moments
+from jaxnorm._passes import copies, own, total, vector
+from jaxnorm._rule import with_tangent
+from jaxnorm._statistics import HEADROOM, center, common, shrink, wide
+
+
+class Affine(NamedTuple):
+    """What meets x: y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias."""
+
+    mean: Array | None  # None: 0
+    low: Array | None  # None: 0
+    gain: Array  # rsqrt(var + epsilon) / HEADROOM
+    scale: Array | None
+
+
+def gain(var: Array, epsilon: Array, tiny: Array | None = None) -> Array:
+    """rsqrt(var + epsilon) / HEADROOM; 0 where there is no spread to divide by."""
+    spread = var + epsilon.astype(var.dtype)
+    rstd = jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread))
+    if tiny is not None:
+        rstd = jnp.where(jnp.isinf(spread), lax.rsqrt(tiny) * shrink(var.dtype), rstd)
+    return rstd / HEADROOM
+
+
+def gain_tangent(g: Array, dvar: Array | None) -> Array | None:
+    """-gain / (var + epsilon) * dvar / 2, one factor at a time: rstd^3 underflows at std 1e15."""
+    if dvar is None:
+        return None
+    rstd = g * HEADROOM
+    return -0.5 * (rstd * dvar) * rstd * g
+
+
+def apply(x: Array, a: Affine, bias: Array | None, keep: Array | None, dtype: DTypeLike) -> Array:
+    """y, in one pass over x. Where not `keep`, y is the bias."""
+    inner, outer = _split(x, a)
+    meet = partial(_meet, x, 10)
+    mul = times(a.gain, inner)
+    y = center(meet(x), meet(a.mean), keep) * meet(mul)
+    shift = plus(None if outer is not None else bias, minus(_low(a, mul)))
+    y = y if shift is None else y + meet(shift)
+    if outer is not None:
+        y = y * meet(outer)
+        y = y if bias is None else y + meet(bias)
+    return y.astype(dtype)
+
+
+def apply_tangent(
+    x: Array,
+    a: Affine,
+    keep: Array | None,
+    dtype: DTypeLike,
+    dx: Any,
+    dmean: Any,
+    dgain: Any,
+    dscale: Any,
+    dbias: Any,
+) -> Array:
+    """The linear map (dx, dmean, dgain, dscale, dbias) -> dy; None is an absent tangent.
+
+    Everything small is combined BEFORE it meets x, in `along` and `plain`: the transpose then takes two
+    x-sized sums and no more, of the cotangent and of its product with x - mean.
+    """
+    inner, outer = _split(x, a)
+    meet = partial(_meet, x, 11)
+    mul = times(a.gain, inner)
+    dmean, dgain = devices.vary_together([dmean, dgain], mul)
+    along = plus(times(dgain, inner), times(None if outer is not None else dscale, a.gain))
+    plain = plus(minus(times(dmean, mul, HEADROOM)), minus(_low(a, along)))
+    plain = plus(plain, None if outer is not None else dbias)
+    along, plain = devices.vary_together([along, plain], x)
+    c = center(meet(x), meet(a.mean), keep)
+    parts = [times(dx, meet(mul * HEADROOM)), times(meet(along), c), meet(plain)]
+    if outer is not None:
+        hat = plus(c * meet(a.gain), minus(meet(_low(a, a.gain))))
+        parts = [
+            times(functools.reduce(plus, parts), meet(outer)),
+            times(meet(dscale), hat),
+            meet(dbias),
+        ]
+    return total([devices.spread(p, x) for p in parts if p is not None], dtype)
+
+
+def _split(x: Array, a: Affine) -> tuple[Array | None, Array | None]:
+    """scale as (inner, outer): multiplied into the gain, unless the product would be as large as x."""
+    if a.scale is None:
+        return None, None
+    crossed = jnp.broadcast_shapes(a.gain.shape, a.scale.shape) == x.shape
+    return (None, a.scale) if crossed else (a.scale, None)
+
+
+def _low(a: Affine, along: Array | None) -> Array | None:
+    return None if a.low is None else times(along, a.low, HEADROOM)
+
+
+def _meet(x: Array, number: int, v: Array | None) -> Array | None:
+    """`v` in the dtype of the arithmetic on x, for the pass `number` over x."""
+    if v is None:
+        return None
+    v = v.astype(wide(x.dtype))
+    return own(v, number) if v.shape == x.shape else vector(v, number)
+
+
+# ---------------------------------------------------------------- arithmetic with absent values
+
+
+def times(v: Array | None, *factors: Any) -> Array | None:
+    """The product, absent if v is; absent factors are 1."""
+    for f in factors:
+        if v is not None and f is not None:
+            v = v * f if isinstance(f, float) else operator.mul(*common(v, f))
+    return v
+
+
+def plus(a: Array | None, b: Array | None) -> Array | None:
+    """The sum; absent terms are 0."""
+    return b if a is None else a if b is None else operator.add(*common(a, b))
+
+
+def minus(v: Array | None) -> Array | None:
+    return None if v is None else -v
+
+
+# ---------------------------------------------------------------- the op with given Moments
+
+
+class _Given(NamedTuple):
+    y: Array
+    gain: Array
+
+
+def _given(
+    dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array
+) -> _Given:
+    g = gain(var, epsilon)
+    return _Given(apply(x, Affine(mean, None, g, scale), bias, None, dtype), g)
+
+
+def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
+    def linear(kept: Any, dx: Any, dmean: Any, dvar: Any, dscale: Any, dbias: Any, _: Any) -> Any:
+        x, affine = kept
+        dgain = gain_tangent(affine.gain, dvar)
+        dx = None if dx is None else copies(dx, 1, wide(x.dtype))[0]
+        return apply_tangent(x, affine, None, dtype, dx, dmean, dgain, dscale, dbias), dgain
+
+    x, mean, _, scale, *_ = args
+    return linear, (x, Affine(mean, None, out.gain, scale))
+
+
+_standardize = with_tangent(_given, _given_tangent)
+
+
+def given(
+    x: Array, m: Moments, *, scale: Any, bias: Any, epsilon: Array, dtype: DTypeLike
+) -> Array:
+    """y by Moments of as many axes as x; Moments of weight 0 are ignored, which is the identity."""
+    mean = jnp.where(m.weight > 0, m.mean, jnp.zeros_like(m.mean))
+    var = jnp.where(m.weight > 0, m.var, jnp.ones_like(m.var))
+    return _standardize(jnp.dtype(dtype), x, mean, var, scale, bias, epsilon).y
+
+
+# ---------------------------------------------------------------- public
+
+
+def standardize(
+    x: ArrayLike,
+    m: Moments,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-5,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """y = (x - mean) * rsqrt(var + epsilon) * scale + bias, by given Moments.
+
+    Computed in float32 or wider and rounded once, to `dtype` or else to x's dtype (integers: float32).
+    Reverse mode keeps x and no other array of its size. Moments of weight 0 are ignored: mean 0, var 1.
+
+    Args:
+      x: numbers of any shape.
+      m: Moments that broadcast to x, for instance `moments(x, axis, keepdims=True)`; y is differentiable
+        in them.
+      scale, bias: arrays that broadcast to x.
+      epsilon: added to the variance, in x's units squared; a float >= 0.
+      dtype: of y.
+
+    Raises:
+      ValueError: an array that does not broadcast to x; a negative epsilon.
+      TypeError: not numeric.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> jn.standardize(x, jn.moments(x, axis=0), epsilon=0.0)
+    Array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+    x, m, scale, bias, epsilon = _arguments("standardize", "x", x, m, scale, bias, epsilon)
+    return given(x, m, scale=scale, bias=bias, epsilon=epsilon, dtype=dtype or x.dtype)
+
+
+def unstandardize(
+    y: ArrayLike,
+    m: Moments,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-5,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """x = (y - bias) / scale * sqrt(var + epsilon) + mean: the inverse of `standardize`.
+
+    The same arguments as `standardize`. A scale of 0 has no inverse, and gives inf or NaN.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> m = jn.moments(x, axis=0)
+    >>> bool(jnp.allclose(jn.unstandardize(jn.standardize(x, m), m), x))
+    True
+    """
+    y, m, scale, bias, epsilon = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
+    def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
+        known = m.weight > 0
+        mean = jnp.where(known, m.mean, jnp.zeros_like(m.mean))
+        var = jnp.where(known, m.var, jnp.ones_like(m.var)) + epsilon.astype(m.var.dtype)
+        x = plus(y.astype(wide(y.dtype)), minus(bias))
+        x = times(x, None if scale is None else 1 / scale.astype(wide(scale.dtype)), jnp.sqrt(var))
+        return plus(x, mean).astype(dtype or y.dtype)
+
+    return inverse(y, m, scale, bias)
+
+
+def _arguments(
+    function: str, name: str, x: Any, m: Any, scale: Any, bias: Any, epsilon: Any
+) -> Any:
+    x = check.numbers(function, name, x)
+    fields = (
+        check.broadcastable(function, f"m.{f}", check.numbers(function, f"m.{f}", v), x, name)
+        for f, v in zip(("mean", "var", "weight"), m, strict=True)
+    )
+    scale, bias = (
+        check.affine(function, f, v, x, None, name) for f, v in (("scale", scale), ("bias", bias))
+    )
+    return x, Moments(*fields), scale, bias, check.epsilon(function, epsilon)
