@@ -3,18 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import divide
 from jaxnorm._average import counted, ema
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
 from jaxnorm._standardize import given
-from jaxnorm._statistics import divide
 
 
 def batch_norm(

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _statistics as statistics
+from jaxnorm._arithmetic import common, divide, wide
 
 
 class Moments(NamedTuple):
@@ -78,7 +79,7 @@ def moments(
     if not zero:
         kept = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
         about = check.broadcastable("moments", "about", about, kept, "the moments")
-        about = about.astype(statistics.wide(x.dtype))
+        about = about.astype(wide(x.dtype))
         x = x.astype(about.dtype) - about
     s = statistics.sample(over, x, weights)
     mean = s.mean + jax.lax.stop_gradient(s.low)
@@ -103,7 +104,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     """
     a = check.one_shape("merge", "a", a)
     b = check.one_shape("merge", "b", b, jnp.shape(a.mean))
-    parts = Moments(*(jnp.stack(statistics.common(u, v)) for u, v in zip(a, b, strict=True)))
+    parts = Moments(*(jnp.stack(common(u, v)) for u, v in zip(a, b, strict=True)))
     # the unit is not left to the arithmetic: an unchanged sample is bitwise unchanged
     return Moments(
         *(
@@ -135,7 +136,7 @@ def combine(parts: Moments, axis: int = 0) -> Moments:
     live = parts.weight > 0
     mean, var = (jnp.where(live, v, jnp.zeros_like(v)) for v in (parts.mean, parts.var))
     weight = jnp.sum(parts.weight, axis, keepdims=True)
-    share = statistics.divide(parts.weight, weight)
+    share = divide(parts.weight, weight)
 
     def average(*values: Array) -> list[Array]:
         return [jnp.sum(share.astype(v.dtype) * v, axis, keepdims=True) for v in values]

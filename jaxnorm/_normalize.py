@@ -7,11 +7,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._arithmetic import wide
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies
 from jaxnorm._rule import with_tangent
 from jaxnorm._standardize import Affine, apply, apply_tangent, gain, gain_tangent
-from jaxnorm._statistics import Over, Sample, keep, take, tangent, wide
+from jaxnorm._statistics import Over, Sample, keep, take, tangent
 
 
 class Spec(NamedTuple):

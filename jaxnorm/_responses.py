@@ -5,11 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxnorm import _checks as check
-from jaxnorm._statistics import abs2, wide
+from jaxnorm._arithmetic import abs2, wide
 
 
 def unit_norm(
@@ -96,8 +97,11 @@ def local_response_norm(
         v = x.astype(wide(x.dtype))
         window = [size if a == f else 1 for a in range(x.ndim)]
         padding = [(size // 2, (size - 1) // 2) if a == f else (0, 0) for a in range(x.ndim)]
-        zero = jnp.zeros((), abs2(v).dtype)
-        energy = lax.reduce_window(abs2(v), zero, lax.add, window, [1] * x.ndim, padding)
+        squares = abs2(v)
+        zero = np.zeros(
+            (), squares.dtype
+        )  # a constant: only so JAX knows the derivative of the sum
+        energy = lax.reduce_window(squares, zero, lax.add, window, [1] * x.ndim, padding)
         return (v / ((k + alpha / size * energy) ** beta).astype(v.dtype)).astype(x.dtype)
 
     return normalized(x)

@@ -1,7 +1,6 @@
 """Standardize: (x - mean) * rsqrt(var + epsilon) * scale + bias, and its inverse."""
 
 import functools
-import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import HEADROOM, center, minus, plus, shrink, times, wide
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies, own, total, vector
 from jaxnorm._rule import with_tangent
-from jaxnorm._statistics import HEADROOM, center, common, shrink, wide
 
 
 class Affine(NamedTuple):
@@ -112,26 +111,6 @@ def _meet(x: Array, number: int, v: Array | None) -> Array | None:
         return None
     v = v.astype(wide(x.dtype))
     return own(v, number) if v.shape == x.shape else vector(v, number)
-
-
-# ---------------------------------------------------------------- arithmetic with absent values
-
-
-def times(v: Array | None, *factors: Any) -> Array | None:
-    """The product, absent if v is; absent factors are 1."""
-    for f in factors:
-        if v is not None and f is not None:
-            v = v * f if isinstance(f, float) else operator.mul(*common(v, f))
-    return v
-
-
-def plus(a: Array | None, b: Array | None) -> Array | None:
-    """The sum; absent terms are 0."""
-    return b if a is None else a if b is None else operator.add(*common(a, b))
-
-
-def minus(v: Array | None) -> Array | None:
-    return None if v is None else -v
 
 
 # ---------------------------------------------------------------- the op with given Moments

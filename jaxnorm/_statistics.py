@@ -4,22 +4,19 @@ The law of total variance is written once, in `pool`. The parts that it pools ar
 the parts of a batch or the devices of a mesh; their weights are counts, masks or sample weights.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, two_sum, wide
 from jaxnorm._passes import copies, on_cpu, own
+from jaxnorm._pivot import pivot
 from jaxnorm._rule import with_tangent
 
-# x and its mean are multiplied by this power of two before they are subtracted and summed. It is exact,
-# and neither the difference of the largest finite numbers overflows, nor a sum of 2^30 of them.
-HEADROOM = 2.0**-32
 # The relative error of E[x^2] - E[x]^2 is some 3e-7 * (1 + mean^2 / var): beyond this ratio sums about
 # zero are retaken about a pivot.
 _MAX_RATIO = 4.0
@@ -41,48 +38,6 @@ class Sample(NamedTuple):
     var: Array
     tiny: Array  # var * shrink^2: finite also where var overflows
     weight: Array
-
-
-def wide(dtype: DTypeLike) -> Any:
-    """The dtype of statistics and of all arithmetic: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def common(*values: Any) -> list[Array]:
-    """The values in the dtype that holds them all: promotion, said aloud."""
-    arrays = [jnp.asarray(v) for v in values]
-    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in arrays))
-    return [v.astype(dtype) for v in arrays]
-
-
-def shrink(dtype: DTypeLike) -> float:
-    """Power of two that keeps 2^29 squares of the largest finite numbers from overflowing in `dtype`."""
-    return 2.0 ** -(jnp.finfo(dtype).maxexp // 2 + 16)
-
-
-def abs2(v: Array) -> Array:
-    """|v|^2, real."""
-    return dot(v, v)
-
-
-def dot(a: Array, b: Array) -> Array:
-    """Re(conj(a) * b): the real inner product, the derivative of |a|^2 / 2 along b."""
-    if not jnp.iscomplexobj(a):
-        return a * b
-    return a.real * b.real + a.imag * b.imag
-
-
-def center(x: Array, mean: Array | None, keep: Array | None = None) -> Array:
-    """HEADROOM * (x - mean); 0 where not `keep`."""
-    c = x * HEADROOM if mean is None else x * HEADROOM - mean * HEADROOM
-    return c if keep is None else jnp.where(keep, c, jnp.zeros((), c.dtype))
-
-
-def divide(total: Array, weight: Any) -> Array:
-    """total / weight; an empty sample has no average, so 0 / 0 is 0."""
-    if not isinstance(weight, Array):
-        return total / weight if weight else jnp.zeros_like(total)
-    return total / jnp.where(weight == 0, jnp.ones((), weight.dtype), weight).astype(total.dtype)
 
 
 # ---------------------------------------------------------------- weighted sums over the points of x
@@ -128,43 +83,9 @@ def pool(
     down = shrink(pivot.dtype) / unit
     a, b, c = centered
     d, var, tiny = average(a, spread[0] + abs2(b / unit), spread[1] + abs2(c * down))
-    mean, low = _two_sum(pivot * unit, d)
+    mean, low = two_sum(pivot * unit, d)
     var = jnp.maximum(var - abs2(d / unit), 0)
     return mean / unit, low / unit, var, jnp.maximum(tiny - abs2(d * down), 0)
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """fl(a + b) and its exact error."""
-    high = a + b
-    t = high - a
-    return high, (a - (high - t)) + (b - t)
-
-
-def _ninther(x: Array, axes: tuple[int, ...]) -> Array:
-    """A pivot: the median of three medians of three elements, spread over the sample.
-
-    Near the data however large its mean, and whatever a few outliers do. Slice x and convert the slice:
-    XLA writes a converted copy of x out, to slice it.
-    """
-
-    def pick(i: int) -> Array:
-        at = [(2 * i + 1) * n // 18 if a in axes else 0 for a, n in enumerate(x.shape)]
-        sizes = [1 if a in axes else n for a, n in enumerate(x.shape)]
-        if all(isinstance(n, int) for n in x.shape):
-            return lax.slice(x, at, [p + n for p, n in zip(at, sizes, strict=True)])
-        return lax.dynamic_slice(x, at, sizes)  # symbolic shapes
-
-    def median(vs: Sequence[Array]) -> list[Array]:
-        return [
-            lax.max(lax.min(a, b), lax.min(lax.max(a, b), c))
-            for a, b, c in zip(vs[0::3], vs[1::3], vs[2::3], strict=True)
-        ]
-
-    picks = [pick(i).astype(wide(x.dtype)) for i in range(9)]
-    if not jnp.iscomplexobj(x):
-        return median(median(picks))[0]
-    real, imag = (median(median(part))[0] for part in zip(*((p.real, p.imag) for p in picks)))
-    return lax.complex(real, imag)
 
 
 # ---------------------------------------------------------------- the statistics
@@ -200,7 +121,7 @@ def take(over: Over, x: Array, where: Array | None) -> Sample:
     def accurate() -> list[Array]:
         if not over.centered:
             return about(None, 4)
-        return about(_ninther(x, over.axes) if where is None else mean_first(), 4)
+        return about(pivot(x, over.axes) if where is None else mean_first(), 4)
 
     def cheap() -> list[Array]:
         """XLA:CPU's cheapest passes, and the accurate ones where these are not good enough."""

@@ -1,0 +1,80 @@
+"""Arithmetic: in float32 or wider, real and complex alike, where a value may be absent."""
+
+import functools
+import operator
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+# x and its mean are multiplied by this power of two before they are subtracted and summed. It is exact,
+# and neither the difference of the largest finite numbers overflows, nor a sum of 2^30 of them.
+HEADROOM = 2.0**-32
+
+
+def wide(dtype: DTypeLike) -> Any:
+    """The dtype of statistics and of all arithmetic: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def shrink(dtype: DTypeLike) -> float:
+    """Power of two that keeps 2^29 squares of the largest finite numbers from overflowing in `dtype`."""
+    return 2.0 ** -(jnp.finfo(dtype).maxexp // 2 + 16)
+
+
+def center(x: Array, mean: Array | None, keep: Array | None = None) -> Array:
+    """HEADROOM * (x - mean); 0 where not `keep`."""
+    c = x * HEADROOM if mean is None else x * HEADROOM - mean * HEADROOM
+    return c if keep is None else jnp.where(keep, c, jnp.zeros((), c.dtype))
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Re(conj(a) * b): the real inner product, the derivative of |a|^2 / 2 along b."""
+    if not jnp.iscomplexobj(a):
+        return a * b
+    return a.real * b.real + a.imag * b.imag
+
+
+def abs2(v: Array) -> Array:
+    """|v|^2, real."""
+    return dot(v, v)
+
+
+def divide(total: Array, weight: Any) -> Array:
+    """total / weight; an empty sample has no average, so 0 / 0 is 0."""
+    if not isinstance(weight, Array):
+        return total / weight if weight else jnp.zeros_like(total)
+    return total / jnp.where(weight == 0, jnp.ones((), weight.dtype), weight).astype(total.dtype)
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """fl(a + b) and its exact error."""
+    high = a + b
+    t = high - a
+    return high, (a - (high - t)) + (b - t)
+
+
+def common(*values: Any) -> list[Array]:
+    """The values in the dtype that holds them all: promotion, said aloud."""
+    arrays = [jnp.asarray(v) for v in values]
+    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in arrays))
+    return [v.astype(dtype) for v in arrays]
+
+
+def times(v: Array | None, *factors: Any) -> Array | None:
+    """The product, absent if v is; absent factors are 1."""
+    for f in factors:
+        if v is not None and f is not None:
+            v = v * f if isinstance(f, float) else operator.mul(*common(v, f))
+    return v
+
+
+def plus(a: Array | None, b: Array | None) -> Array | None:
+    """The sum; absent terms are 0."""
+    return b if a is None else a if b is None else operator.add(*common(a, b))
+
+
+def minus(v: Array | None) -> Array | None:
+    """The negative, absent if v is."""
+    return None if v is None else -v
