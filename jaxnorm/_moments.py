@@ -143,7 +143,7 @@ def combine(parts: Moments, axis: int = 0) -> Moments:
 
     (pivot,) = average(mean)
     d = jnp.where(live, mean - pivot, jnp.zeros_like(mean))
-    mean, _, var, _ = statistics.pool(pivot, [d] * 3, (var, 0.0), average, unit=1.0)
+    mean, _, (var,) = statistics.pool(pivot, 1.0, d, [(d, 1.0, var)], average)
     return Moments(*(jnp.squeeze(v, axis) for v in (mean, var, weight)))
 
 

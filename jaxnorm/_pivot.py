@@ -1,4 +1,4 @@
-"""A pivot: a value near the data, from a thin sample of it.
+"""A pivot: a value near the data, and the size of the data, from a thin sample of it.
 
 Sums of squares about a pivot are as accurate as about the mean while (mean - pivot)^2 is not far above
 the variance. The pivot is the median of the means of three thin slices: near the data however large its
@@ -6,6 +6,7 @@ mean, wherever a few outliers are. Means, not single elements, so that an axis t
 sliced but summed; x is sliced and the slice converted, since XLA writes out a copy that it slices.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -19,13 +20,26 @@ _THIN = 64  # at most one part in so many of the sample, for each of the three s
 _RUN = 8  # elements beside each other: one read of memory in the minor axis
 
 
-def pivot(x: Array, axes: tuple[int, ...]) -> Array:
-    """A value near the data of each sample over `axes`, which are not empty; these axes keep size 1."""
-    parts = jnp.stack([_slice(x, axes, i) for i in range(3)]).astype(wide(x.dtype))
-    means = jnp.mean(parts * HEADROOM, [1 + a for a in axes], keepdims=True) / HEADROOM
-    if not jnp.iscomplexobj(x):
-        return _median(*means)
-    return lax.complex(_median(*means.real), _median(*means.imag))
+def pivot(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """A value near the data of each sample over `axes`, and its `unit`; these axes keep size 1."""
+    parts = [_slice(x, axes, i).astype(wide(x.dtype)) for i in range(3)]
+    means = [jnp.mean(p * HEADROOM, axes, keepdims=True) / HEADROOM for p in parts]
+    sizes = [jnp.max(jnp.abs(p), axes, keepdims=True) for p in parts]
+    if jnp.iscomplexobj(x):
+        middle = lax.complex(_median(*(m.real for m in means)), _median(*(m.imag for m in means)))
+    else:
+        middle = _median(*means)
+    return middle, unit(functools.reduce(jnp.maximum, sizes))
+
+
+def unit(size: Array) -> Array:
+    """A power of two that brings data of this size near 1; 1 for smaller data, whose rare points may be large.
+
+    In such units the square of no finite number overflows that is less than 10^19 times `size`.
+    """
+    info = jnp.finfo(size.dtype)
+    exponent = lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
+    return 1 / jnp.clip(exponent, 1, 2.0 ** (info.maxexp - 28)).astype(size.dtype)
 
 
 def _median(a: Array, b: Array, c: Array) -> Array:

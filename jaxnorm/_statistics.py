@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, two_sum, wide
+from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, two_sum, wide
 from jaxnorm._passes import copies, on_cpu, own
 from jaxnorm._pivot import pivot
+from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
 
 # The relative error of E[x^2] - E[x]^2 is some 3e-7 * (1 + mean^2 / var): beyond this ratio sums about
@@ -68,24 +69,26 @@ def _count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
 
 def pool(
     pivot: Array,
-    centered: Sequence[Array],
-    spread: tuple[Any, Any],
-    average: Callable[[Array, Array, Array], Sequence[Array]],
-    unit: float,
-) -> tuple[Array, Array, Array, Array]:
-    """The law of total variance about a pivot: mean, low, var and tiny of the union of parts.
+    unit: Array | float,
+    a: Array,
+    levels: Sequence[tuple[Array, float, Array | float]],
+    average: Callable[..., Sequence[Array]],
+) -> tuple[Array, Array, list[Array]]:
+    """The law of total variance about a pivot, over parts: points, batches, devices.
 
-    mean = pivot + E[d],  var = E[var_i + |d|^2] - |E[d]|^2,  with d = mean_i - pivot over the parts i.
+    mean = pivot + E[d],  var = E[var_i + |d|^2] - |E[d]|^2,  with d = mean_i - pivot of the part i.
 
-    Exact for every pivot, accurate for one within a few standard deviations. `centered` holds unit * d,
-    once for each of the three averages; `spread` the parts' var and tiny.
+    Exact for every pivot, accurate for one within a few standard deviations. `a` is d in `unit`, a power
+    of two. Each level (d, s, var_i) asks for a variance, of s * d. `average` takes the weighted averages.
+    Returns the mean as a pair, whose sum holds it to twice the precision, and the variances.
     """
-    down = shrink(pivot.dtype) / unit
-    a, b, c = centered
-    d, var, tiny = average(a, spread[0] + abs2(b / unit), spread[1] + abs2(c * down))
-    mean, low = two_sum(pivot * unit, d)
-    var = jnp.maximum(var - abs2(d / unit), 0)
-    return mean / unit, low / unit, var, jnp.maximum(tiny - abs2(d * down), 0)
+    offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
+    mean, low = two_sum(times(pivot, unit), offset)
+    variances = [
+        jnp.maximum(second - abs2(offset * s), 0)
+        for second, (_, s, _) in zip(seconds, levels, strict=True)
+    ]
+    return times(mean, 1 / unit), times(low, 1 / unit), variances
 
 
 # ---------------------------------------------------------------- the statistics
@@ -94,51 +97,83 @@ def pool(
 def take(over: Over, x: Array, where: Array | None) -> Sample:
     """The statistics of x over axes and devices."""
     dtype = wide(x.dtype)
-    n = _count(over, x, where, jnp.finfo(dtype).dtype)
+    real = jnp.finfo(dtype).dtype
+    n = _count(over, x, where, real)
+    points = _Points(over, x, where, n)
+    if not isinstance(n, Array) and n == 0:  # no point at all: not even a pivot
+        none = jnp.zeros([1 if a in over.axes else s for a, s in enumerate(x.shape)], dtype)
+        parts = none, none, none.real, none.real
+    else:
+        parts = on_cpu(lambda: _cheap(points), lambda: _accurate(points))
+    weight = jnp.broadcast_to(jnp.asarray(n, real), parts[2].shape)
+    return _across(over, Sample(*parts, weight), equal=where is None)
 
-    def average(v: Array) -> Array:
-        return divide(_sum(over, v, where), n)
 
-    def about(pivot: Array | None, first: int, rescue: bool = True) -> list[Array]:
-        """The law over the points, in the passes number `first`, `first` + 1, ..."""
-        mine = [own(x, first + k, dtype) for k in range(3)]
-        if pivot is not None:
-            mine = [center(v, own(pivot, first + k)) for k, v in enumerate(mine)]
+class _Points(NamedTuple):
+    """The parts that the points of x are: each is its own mean, and has no variance."""
 
-        def averages(a: Array, b: Array, c: Array) -> list[Array]:
-            second = average(b)
-            tiny = average(c) if rescue else second * shrink(dtype) ** 2
-            offset = average(a) if over.centered else jnp.zeros_like(second, dtype)
-            return [offset, second, tiny]
+    over: Over
+    x: Array
+    where: Array | None
+    weight: Any
+
+    def average(self, *values: Array) -> list[Array]:
+        return [divide(_sum(self.over, v, self.where), self.weight) for v in values]
+
+    def about(
+        self, first: int, pivot: Array | None = None, unit: Array | None = None
+    ) -> list[Array]:
+        """mean, low, var and tiny by sums about a pivot, in the passes number `first` and `first` + 1."""
+        dtype = wide(self.x.dtype)
+        one = jnp.ones((), jnp.finfo(dtype).dtype) if unit is None else unit
+
+        def d(number: int) -> Array:
+            v, scale = own(self.x, number, dtype), unit
+            if pivot is not None and unit is not None:
+                v, scale = center(v, own(pivot, number)), unit / HEADROOM
+            return v if scale is None else times(v, own(scale, number))
+
+        def averages(a: Array, squares: Array) -> list[Array]:
+            if self.over.centered:
+                return self.average(a, squares)
+            (second,) = self.average(squares)
+            return [jnp.zeros_like(second, dtype), second]
 
         start = jnp.zeros((), dtype) if pivot is None else pivot
-        unit = 1.0 if pivot is None else HEADROOM
-        return list(pool(start, mine, (0.0, 0.0), averages, unit))
+        mean, low, (var,) = pool(start, one, d(first), [(d(first + 1), 1.0, 0.0)], averages)
+        return [mean, low, var / one / one, var * jnp.square(shrink(dtype) / one)]
 
-    def mean_first() -> Array:
-        return average(own(x, 7, dtype) * HEADROOM) / HEADROOM
 
-    def accurate() -> list[Array]:
-        if not over.centered:
-            return about(None, 4)
-        return about(pivot(x, over.axes) if where is None else mean_first(), 4)
-
-    def cheap() -> list[Array]:
-        """XLA:CPU's cheapest passes, and the accurate ones where these are not good enough."""
-        plain = where is None or not over.centered
-        mean, low, var, tiny = about(None if plain else mean_first(), 1, rescue=False)
-        good = jnp.isfinite(var)
-        if plain:
-            good &= abs2(mean) <= _MAX_RATIO * var if over.centered else True
-        return lax.cond(jnp.all(good), lambda: [mean, low, var, tiny], accurate)
-
-    if not isinstance(n, Array) and n == 0:  # no point at all: not even a pivot
-        mean = jnp.zeros([1 if a in over.axes else s for a, s in enumerate(x.shape)], dtype)
-        parts = [mean, mean, mean.real, mean.real]
+def _accurate(points: _Points) -> list[Array]:
+    """About a pivot, in one read of x; with weights in two, of which the first finds the pivot."""
+    if points.where is None:
+        middle, unit = pivot(points.x, points.over.axes)
     else:
-        parts = on_cpu(lambda: cheap(), lambda: accurate())
-    weight = jnp.broadcast_to(jnp.asarray(n, parts[2].dtype), parts[2].shape)
-    return _across(over, Sample(*parts, weight), equal=where is None)
+        middle, unit = _swept(points, unit_of=True)
+    return points.about(4, middle if points.over.centered else None, unit)
+
+
+def _cheap(points: _Points) -> list[Array]:
+    """XLA:CPU's cheapest sums, and the accurate ones where these are not good enough."""
+    if points.where is None or not points.over.centered:
+        found = points.about(1)
+    else:
+        found = points.about(1, *_swept(points, unit_of=False))
+    mean, _, var, _ = found
+    good = jnp.isfinite(var)
+    if points.where is None and points.over.centered:
+        good &= abs2(mean) <= _MAX_RATIO * var
+    return lax.cond(jnp.all(good), lambda: found, lambda: _accurate(points))
+
+
+def _swept(points: _Points, unit_of: bool) -> tuple[Array, Array]:
+    """The mean, and the unit of the mean size, by a read of x of their own."""
+    x = own(points.x, 7, wide(points.x.dtype)) * HEADROOM
+    if not unit_of:
+        (mean,) = points.average(x)
+        return mean / HEADROOM, jnp.ones((), jnp.finfo(mean.dtype).dtype)
+    mean, size = points.average(x, jnp.abs(x))
+    return mean / HEADROOM, data_unit(size / HEADROOM)
 
 
 def _across(over: Over, s: Sample, equal: bool) -> Sample:
@@ -159,11 +194,12 @@ def _across(over: Over, s: Sample, equal: bool) -> Sample:
     if not over.centered:  # second moments about 0 average linearly
         weight, var, tiny = averages(s.var, s.tiny)
         return Sample(s.mean, s.low, var, tiny, weight)
-    weight, pivot = averages(s.mean * HEADROOM)
-    pivot = pivot / HEADROOM
-    d = center(s.mean, pivot) + s.low * HEADROOM
-    parts = pool(pivot, [d, d, d], (s.var, s.tiny), lambda *v: averages(*v)[1:], HEADROOM)
-    return Sample(*parts, weight)
+    weight, middle = averages(s.mean * HEADROOM)
+    middle = middle / HEADROOM
+    d = center(s.mean, middle) + s.low * HEADROOM
+    levels = [(d, 1 / HEADROOM, s.var), (d, shrink(d.dtype) / HEADROOM, s.tiny)]
+    mean, low, variances = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
+    return Sample(mean, low, *variances, weight)
 
 
 # ---------------------------------------------------------------- their derivative
