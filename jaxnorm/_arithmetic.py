@@ -2,20 +2,31 @@
 
 import functools
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
+
+# An array, or None: an absent value, which costs nothing.
+Maybe: TypeAlias = Any
 
 # x and its mean are multiplied by this power of two before they are subtracted and summed. It is exact,
 # and neither the difference of the largest finite numbers overflows, nor a sum of 2^30 of them.
 HEADROOM = 2.0**-32
 
 
-def wide(dtype: DTypeLike) -> Any:
+@functools.cache
+def promoted(*dtypes: Any) -> Any:
+    """The dtype that holds them all, also where the user forbids to promote implicitly: it is meant."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def wide(dtype: Any) -> Any:
     """The dtype of statistics and of all arithmetic: float32 or wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return promoted(dtype, jnp.float32)
 
 
 def shrink(dtype: DTypeLike) -> float:
@@ -56,13 +67,13 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def common(*values: Any) -> list[Array]:
-    """The values in the dtype that holds them all: promotion, said aloud."""
+    """The values in the dtype that holds them all."""
     arrays = [jnp.asarray(v) for v in values]
-    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in arrays))
+    dtype = promoted(*(v.dtype for v in arrays))
     return [v.astype(dtype) for v in arrays]
 
 
-def times(v: Array | None, *factors: Any) -> Array | None:
+def times(v: Maybe, *factors: Maybe) -> Any:
     """The product, absent if v is; absent factors are 1."""
     for f in factors:
         if v is not None and f is not None:
@@ -70,11 +81,11 @@ def times(v: Array | None, *factors: Any) -> Array | None:
     return v
 
 
-def plus(a: Array | None, b: Array | None) -> Array | None:
+def plus(a: Maybe, b: Maybe) -> Any:
     """The sum; absent terms are 0."""
     return b if a is None else a if b is None else operator.add(*common(a, b))
 
 
-def minus(v: Array | None) -> Array | None:
+def minus(v: Maybe) -> Any:
     """The negative, absent if v is."""
     return None if v is None else -v

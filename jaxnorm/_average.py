@@ -1,6 +1,6 @@
 """Averages: how statistics are remembered. One update serves every state that has a weight."""
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 from jax import Array
@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm import _checks as check
 
-State = TypeVar("State", bound=NamedTuple)
+State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple with a field `weight`
 
 
 def ema(old: State, new: State, *, decay: ArrayLike) -> State:
@@ -43,7 +43,8 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     """
     check.decay("ema", decay)
     check.states("ema", old, new)
-    before, seen = jnp.asarray(old.weight), jnp.asarray(new.weight)
+    was, now = cast(Any, old), cast(Any, new)
+    before, seen = jnp.asarray(was.weight), jnp.asarray(now.weight)
     gain = jnp.where(seen > 0, 1 - jnp.asarray(decay, before.dtype), jnp.zeros((), before.dtype))
     weight = before + gain * (1 - before)
     step = gain / jnp.where(weight > 0, weight, jnp.ones_like(weight))
@@ -57,8 +58,8 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
         mixed = jnp.where(part >= 1, n, start + part * (n - start))
         return jnp.where(_beside(gain > 0, v), mixed, v)
 
-    mixed = {f: average(getattr(old, f), getattr(new, f)) for f in old._fields if f != "weight"}
-    return old._replace(weight=weight, **mixed)
+    mixed = {f: average(getattr(was, f), getattr(now, f)) for f in was._fields if f != "weight"}
+    return was._replace(weight=weight, **mixed)
 
 
 def _beside(weight: Array, v: Array) -> Array:

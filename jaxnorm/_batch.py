@@ -108,9 +108,7 @@ def batch_norm(
         if unbiased:
             n = m.weight
             if weights is not None and weights.dtype != jnp.bool_:
-                n = jnp.squeeze(
-                    moments(x, axes, where=weights > 0, keepdims=True, **mapped).weight, axes
-                )
+                n = jnp.squeeze(moments(x, axes, where=weights > 0, keepdims=True, **mapped).weight, axes)
             m = m._replace(var=m.var * jnp.where(n >= 2, divide(n, n - 1), jnp.ones_like(n)))
         return y, remember(old, m, decay)
 
@@ -119,10 +117,10 @@ def batch_norm(
         y = given(
             x,
             Moments(*(v.reshape(shape) for v in old)),
-            scale=check.affine("batch_norm", "scale", scale, x, features),
-            bias=check.affine("batch_norm", "bias", bias, x, features),
-            epsilon=check.epsilon("batch_norm", epsilon),
-            dtype=dtype or x.dtype,
+            check.affine("batch_norm", "scale", scale, x, features),
+            check.affine("batch_norm", "bias", bias, x, features),
+            check.epsilon("batch_norm", epsilon),
+            dtype=dtype,
         )
         return y, old
 
@@ -130,7 +128,7 @@ def batch_norm(
         return training() if check.train("batch_norm", train) else evaluating()
     # the branches of a cond agree also in what they vary over
     every = devices.varying(x, weights, scale, bias, *old)
-    state = every - set(check.names("batch_norm", axis_name).names)
+    state = every - set(devices.bound("batch_norm", axis_name).names)
 
     def alike(y: Array, new: Moments) -> tuple[Array, Moments]:
         return devices.vary(y, every), Moments(*(devices.vary(v, state) for v in new))

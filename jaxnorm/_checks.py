@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import promoted
 
 
 def numbers(function: str, name: str, value: Any) -> Array:
@@ -125,12 +125,12 @@ def stats(function: str, stats: Any, x: Array, features: tuple[int, ...]) -> Non
 
 
 def _complex(dtype: Any) -> str:
-    return f"jnp.{jnp.promote_types(dtype, jnp.complex64).name}"
+    return f"jnp.{promoted(dtype, jnp.complex64).name}"
 
 
 def epsilon(function: str, value: Any) -> Array:
     """epsilon >= 0 as a float32 or wider scalar without a gradient; a traced one is not checked."""
-    if isinstance(value, jax.core.Tracer):
+    if traced(value):
         return lax.stop_gradient(value)
     if np.ndim(value) != 0 or not float(value) >= 0:
         raise ValueError(
@@ -142,7 +142,7 @@ def epsilon(function: str, value: Any) -> Array:
 
 def decay(function: str, value: Any) -> Any:
     """The fraction kept of the old average, in [0, 1]; a traced one is not checked."""
-    if isinstance(value, jax.core.Tracer):
+    if traced(value):
         return value
     if np.ndim(value) != 0 or not 0 <= float(value) <= 1:
         raise ValueError(
@@ -154,9 +154,7 @@ def decay(function: str, value: Any) -> Any:
 
 def one_shape(function: str, name: str, m: Any, shape: tuple[int, ...] | None = None) -> Any:
     """Moments whose fields have one shape, as arrays."""
-    fields = type(m)(
-        *(numbers(function, f"{name}.{f}", v) for f, v in zip(m._fields, m, strict=True))
-    )
+    fields = type(m)(*(numbers(function, f"{name}.{f}", v) for f, v in zip(m._fields, m, strict=True)))
     shapes = [v.shape for v in fields]
     if len({*shapes, shape or shapes[0]}) > 1:
         raise ValueError(
@@ -176,36 +174,6 @@ def wide_dtype(function: str, name: str, dtype: Any) -> Any:
             f"wider, for example jnp.float32."
         )
     return dtype
-
-
-def not_negative(function: str, name: str, value: Any) -> None:
-    """A weight; a traced one is not checked."""
-    if not isinstance(value, jax.core.Tracer) and np.any(np.asarray(value) < 0):
-        raise ValueError(f"{function}: {name}={value!r} is negative; choose 0 or more.")
-
-
-def names(function: str, axis_name: Any, groups: Any = None) -> devices.Names:
-    """Bound axis names, as a tuple."""
-    if axis_name is None:
-        if groups is not None:
-            raise ValueError(
-                f"{function}: axis_index_groups={groups!r} divides a named axis, but axis_name is None; "
-                f"give the axis's name as axis_name."
-            )
-        return devices.Names()
-    found = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
-    for name in found:
-        try:
-            lax.axis_size(name)
-        except NameError:
-            raise ValueError(
-                f"{function}: axis_name={name!r} is not bound here; call it inside jax.shard_map, "
-                f"jax.pmap or jax.vmap with that axis name, or leave axis_name out: plain jit with "
-                f"sharded arrays needs none."
-            ) from None
-    if groups is not None:
-        groups = tuple(tuple(int(i) for i in group) for group in groups)
-    return devices.Names(found, groups)
 
 
 def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array) -> int:
@@ -249,13 +217,14 @@ def states(function: str, old: Any, new: Any) -> None:
                 f"{function}: {name} must be a NamedTuple with a field `weight`, got "
                 f"{type(state).__name__}; use, for example, jaxnorm.Moments."
             )
-    for field in old._fields:
-        was, now = jnp.shape(getattr(old, field)), jnp.shape(getattr(new, field, None))
-        if field not in new._fields or was != now:
+    if new._fields != old._fields:
+        raise TypeError(
+            f"{function}: old has the fields {old._fields}, new {new._fields}; the two must be alike."
+        )
+    for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
+        if was != now:
             raise ValueError(
-                f"{function}: old.{field} has shape {was}, new.{field} "
-                + (f"{now}" if field in new._fields else "does not exist")
-                + "; the two must be alike."
+                f"{function}: old.{field} has shape {was}, new.{field} {now}; the two must be alike."
             )
         prefix = jnp.shape(old.weight)
         if was[: len(prefix)] != prefix:
@@ -287,7 +256,7 @@ def choice(function: str, name: str, value: Any, choices: tuple[Any, ...]) -> No
         raise ValueError(f"{function}: {name}={value!r} is not known; choose {listed}.")
 
 
-def at_least(function: str, name: str, value: Any, least: int) -> None:
-    """A count."""
-    if value < least:
+def at_least(function: str, name: str, value: Any, least: float) -> None:
+    """A number, or several; a traced one is not checked."""
+    if not traced(value) and not np.all(np.asarray(value) >= least):
         raise ValueError(f"{function}: {name}={value!r} is too small; choose {least} or more.")

@@ -1,6 +1,5 @@
 """Devices: sums over named axes, in one collective, under every way that JAX has to name an axis."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,12 +7,38 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnorm._arithmetic import common
+
 
 class Names(NamedTuple):
     """The named axes of a sum, and the groups of devices that it is taken within. Static and hashable."""
 
     names: tuple[Any, ...] = ()
     groups: tuple[tuple[int, ...], ...] | None = None
+
+
+def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
+    """Bound axis names, as a tuple."""
+    if axis_name is None:
+        if groups is not None:
+            raise ValueError(
+                f"{function}: axis_index_groups={groups!r} divides a named axis, but axis_name is None; "
+                f"give the axis's name as axis_name."
+            )
+        return Names()
+    found = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    for name in found:
+        try:
+            lax.axis_size(name)
+        except NameError:
+            raise ValueError(
+                f"{function}: axis_name={name!r} is not bound here; call it inside jax.shard_map, "
+                f"jax.pmap or jax.vmap with that axis name, or leave axis_name out: plain jit with "
+                f"sharded arrays needs none."
+            ) from None
+    if groups is not None:
+        groups = tuple(tuple(int(i) for i in group) for group in groups)
+    return Names(found, groups)
 
 
 def size(over: Names) -> int:
@@ -51,8 +76,7 @@ def _together(collective: Any, values: Sequence[Array]) -> list[Array]:
     if len(values) == 1:
         return [collective(values[0])]
     # a new leading axis, not a ravel: arrays that are sharded over further axes are not resharded
-    dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values))
-    stacked = jnp.stack([v.astype(dtype) for v in jnp.broadcast_arrays(*values)])
+    stacked = jnp.stack(common(*jnp.broadcast_arrays(*values)))
     return [
         part if part.dtype == v.dtype else part.real
         for part, v in zip(collective(stacked), values, strict=True)

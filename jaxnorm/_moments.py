@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm import _devices as devices
 from jaxnorm import _statistics as statistics
 from jaxnorm._arithmetic import common, divide, wide
 
@@ -73,7 +74,7 @@ def moments(
     x = check.numbers("moments", "x", x)
     axes = check.axes("moments", axis, x)
     weights = check.weights("moments", where, x)
-    names = check.names("moments", axis_name, axis_index_groups)
+    names = devices.bound("moments", axis_name, axis_index_groups)
     over = statistics.Over(axes, names, centered=about is None)
     zero = about is None or (isinstance(about, int | float) and about == 0)
     if not zero:
@@ -169,6 +170,6 @@ def initial_stats(
     Moments(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32), weight=Array([1., 1.], dtype=float32))
     """
     dtype = check.wide_dtype("initial_stats", "dtype", dtype)
-    check.not_negative("initial_stats", "weight", weight)
+    check.at_least("initial_stats", "weight", weight, 0)
     real = jnp.finfo(dtype).dtype
     return Moments(jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.full(shape, weight, real))

@@ -7,7 +7,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import wide
+from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import Maybe, wide
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies
 from jaxnorm._rule import with_tangent
@@ -42,19 +43,20 @@ def _primal(spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Ar
     return _Normalized(y, s.mean, s.low, s.var, g, s.weight)
 
 
-def _affine(spec: Spec, mean: Array, low: Array, gain: Array, scale: Any) -> Affine:
-    return Affine(*((mean, low) if spec.over.centered else (None, None)), gain, scale)
+def _affine(spec: Spec, mean: Array, low: Array, gain: Array, scale: Maybe) -> Affine:
+    centered = spec.over.centered
+    return Affine(mean if centered else None, low if centered else None, gain, scale)
 
 
 def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
     def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, _: Any) -> Any:
         x, scale, where, (mean, low, var, gain, weight) = kept
         # x's tangent is converted once: a cotangent of x that is rounded twice is 15 times less exact
-        d, *twice = [None] * 3 if dx is None else copies(dx, 3, wide(x.dtype))
+        d, twice = None, None
+        if dx is not None:
+            d, *twice = copies(dx, 3, wide(x.dtype))
         s = Sample(mean, low, var, var, weight)
-        dmean, dvar, dweight = tangent(
-            spec.over, x, where, s, None if dx is None else twice, dwhere
-        )
+        dmean, dvar, dweight = tangent(spec.over, x, where, s, twice, dwhere)
         dgain = gain_tangent(gain, dvar)
         dy = apply_tangent(
             x,
@@ -88,7 +90,7 @@ def normalize(
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """y and its Moments, with as many axes as x, for the public function of that name."""
-    names = check.names(function, axis_name, axis_index_groups)
+    names = devices.bound(function, axis_name, axis_index_groups)
     out = _normalize(
         Spec(Over(axes, names, centered), jnp.dtype(dtype or x.dtype)),
         x,

@@ -199,14 +199,14 @@ def group_norm(
     """
     x = check.numbers("group_norm", "x", x)
     (f,) = check.axes("group_norm", (feature_axis,), x, "feature_axis")
-    axes = range(1, x.ndim)
+    axes = tuple(range(1, x.ndim))
     if reduction_axes is not None:
         axes = check.axes("group_norm", reduction_axes, x, "reduction_axes")
     else:
         check.not_batch("group_norm", feature_axis, (f,), x)
     groups = check.groups("group_norm", num_groups, group_size, feature_axis, x)
 
-    def split(v: Array | None) -> Array | None:
+    def split(v: Any) -> Any:
         """The feature axis as two: groups, and channels of a group."""
         if v is None:
             return None

@@ -104,10 +104,7 @@ def _total_transpose(ct: Any, *vs: Any, dtype: Any, first: int) -> Any:
 
 
 def _copies_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
-    out, (t,) = _copies.bind(*primals, **kw), tangents
-    return out, [ad.Zero.from_primal_value(o) for o in out] if type(t) is ad.Zero else _copies.bind(
-        t, **kw
-    )
+    return _copies.bind(*primals, **kw), _copies.bind(*tangents, **kw)
 
 
 def _total_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:

@@ -98,9 +98,7 @@ def local_response_norm(
         window = [size if a == f else 1 for a in range(x.ndim)]
         padding = [(size // 2, (size - 1) // 2) if a == f else (0, 0) for a in range(x.ndim)]
         squares = abs2(v)
-        zero = np.zeros(
-            (), squares.dtype
-        )  # a constant: only so JAX knows the derivative of the sum
+        zero = np.zeros((), squares.dtype)  # a constant: only so JAX knows the derivative of the sum
         energy = lax.reduce_window(squares, zero, lax.add, window, [1] * x.ndim, padding)
         return (v / ((k + alpha / size * energy) ** beta).astype(v.dtype)).astype(x.dtype)
 

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, center, minus, plus, shrink, times, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, shrink, times, wide
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies, own, total, vector
 from jaxnorm._rule import with_tangent
@@ -29,13 +29,13 @@ class Affine(NamedTuple):
 def gain(var: Array, epsilon: Array, tiny: Array | None = None) -> Array:
     """rsqrt(var + epsilon) / HEADROOM; 0 where there is no spread to divide by."""
     spread = var + epsilon.astype(var.dtype)
-    rstd = jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread))
-    if tiny is not None:
-        rstd = jnp.where(jnp.isinf(spread), lax.rsqrt(tiny) * shrink(var.dtype), rstd)
-    return rstd / HEADROOM
+    g = jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) / HEADROOM)
+    if tiny is not None:  # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
+        g = jnp.where(jnp.isinf(spread), lax.rsqrt(tiny) * (shrink(var.dtype) / HEADROOM), g)
+    return g
 
 
-def gain_tangent(g: Array, dvar: Array | None) -> Array | None:
+def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
     """-gain / (var + epsilon) * dvar / 2, one factor at a time: rstd^3 underflows at std 1e15."""
     if dvar is None:
         return None
@@ -43,12 +43,14 @@ def gain_tangent(g: Array, dvar: Array | None) -> Array | None:
     return -0.5 * (rstd * dvar) * rstd * g
 
 
-def apply(x: Array, a: Affine, bias: Array | None, keep: Array | None, dtype: DTypeLike) -> Array:
+def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:
     """y, in one pass over x. Where not `keep`, y is the bias."""
     inner, outer = _split(x, a)
     meet = partial(_meet, x, 10)
     mul = times(a.gain, inner)
-    y = center(meet(x), meet(a.mean), keep) * meet(mul)
+    c = center(meet(x), meet(a.mean), keep)
+    # apart, or XLA:CPU multiplies HEADROOM into the vector instead, whose smallest values it flushes to 0
+    y = (own(c, 12) if a.mean is None else c) * meet(mul)
     shift = plus(None if outer is not None else bias, minus(_low(a, mul)))
     y = y if shift is None else y + meet(shift)
     if outer is not None:
@@ -60,13 +62,13 @@ def apply(x: Array, a: Affine, bias: Array | None, keep: Array | None, dtype: DT
 def apply_tangent(
     x: Array,
     a: Affine,
-    keep: Array | None,
+    keep: Maybe,
     dtype: DTypeLike,
-    dx: Any,
-    dmean: Any,
-    dgain: Any,
-    dscale: Any,
-    dbias: Any,
+    dx: Maybe,
+    dmean: Maybe,
+    dgain: Maybe,
+    dscale: Maybe,
+    dbias: Maybe,
 ) -> Array:
     """The linear map (dx, dmean, dgain, dscale, dbias) -> dy; None is an absent tangent.
 
@@ -93,7 +95,7 @@ def apply_tangent(
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 
 
-def _split(x: Array, a: Affine) -> tuple[Array | None, Array | None]:
+def _split(x: Array, a: Affine) -> tuple[Maybe, Maybe]:
     """scale as (inner, outer): multiplied into the gain, unless the product would be as large as x."""
     if a.scale is None:
         return None, None
@@ -101,16 +103,16 @@ def _split(x: Array, a: Affine) -> tuple[Array | None, Array | None]:
     return (None, a.scale) if crossed else (a.scale, None)
 
 
-def _low(a: Affine, along: Array | None) -> Array | None:
+def _low(a: Affine, along: Maybe) -> Maybe:
     return None if a.low is None else times(along, a.low, HEADROOM)
 
 
-def _meet(x: Array, number: int, v: Array | None) -> Array | None:
+def _meet(x: Array, number: int, v: Maybe) -> Maybe:
     """`v` in the dtype of the arithmetic on x, for the pass `number` over x."""
     if v is None:
         return None
-    v = v.astype(wide(x.dtype))
-    return own(v, number) if v.shape == x.shape else vector(v, number)
+    dtype = wide(x.dtype)
+    return own(v, number, dtype) if v.shape == x.shape else vector(v.astype(dtype), number)
 
 
 # ---------------------------------------------------------------- the op with given Moments
@@ -121,9 +123,7 @@ class _Given(NamedTuple):
     gain: Array
 
 
-def _given(
-    dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array
-) -> _Given:
+def _given(dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array) -> _Given:
     g = gain(var, epsilon)
     return _Given(apply(x, Affine(mean, None, g, scale), bias, None, dtype), g)
 
@@ -143,12 +143,16 @@ _standardize = with_tangent(_given, _given_tangent)
 
 
 def given(
-    x: Array, m: Moments, *, scale: Any, bias: Any, epsilon: Array, dtype: DTypeLike
+    x: Array, m: Moments, scale: Maybe, bias: Maybe, epsilon: Array, *, dtype: DTypeLike | None
 ) -> Array:
-    """y by Moments of as many axes as x; Moments of weight 0 are ignored, which is the identity."""
-    mean = jnp.where(m.weight > 0, m.mean, jnp.zeros_like(m.mean))
-    var = jnp.where(m.weight > 0, m.var, jnp.ones_like(m.var))
-    return _standardize(jnp.dtype(dtype), x, mean, var, scale, bias, epsilon).y
+    """y by Moments of as many axes as x."""
+    return _standardize(jnp.dtype(dtype or x.dtype), x, *_known(m), scale, bias, epsilon).y
+
+
+def _known(m: Moments) -> tuple[Array, Array]:
+    """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
+    known = m.weight > 0
+    return jnp.where(known, m.mean, jnp.zeros_like(m.mean)), jnp.where(known, m.var, jnp.ones_like(m.var))
 
 
 # ---------------------------------------------------------------- public
@@ -187,8 +191,8 @@ def standardize(
     Array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
     """
-    x, m, scale, bias, epsilon = _arguments("standardize", "x", x, m, scale, bias, epsilon)
-    return given(x, m, scale=scale, bias=bias, epsilon=epsilon, dtype=dtype or x.dtype)
+    array, stored, factor, shift, least = _arguments("standardize", "x", x, m, scale, bias, epsilon)
+    return given(array, stored, factor, shift, least, dtype=dtype)
 
 
 def unstandardize(
@@ -211,29 +215,24 @@ def unstandardize(
     >>> bool(jnp.allclose(jn.unstandardize(jn.standardize(x, m), m), x))
     True
     """
-    y, m, scale, bias, epsilon = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
+    array, stored, factor, shift, least = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
 
     @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
-    def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
-        known = m.weight > 0
-        mean = jnp.where(known, m.mean, jnp.zeros_like(m.mean))
-        var = jnp.where(known, m.var, jnp.ones_like(m.var)) + epsilon.astype(m.var.dtype)
+    def inverse(y: Array, m: Moments, scale: Maybe, bias: Maybe) -> Array:
+        mean, var = _known(m)
         x = plus(y.astype(wide(y.dtype)), minus(bias))
-        x = times(x, None if scale is None else 1 / scale.astype(wide(scale.dtype)), jnp.sqrt(var))
-        return plus(x, mean).astype(dtype or y.dtype)
+        if scale is not None:
+            x = times(x, 1 / scale.astype(wide(scale.dtype)))
+        return plus(times(x, jnp.sqrt(var + least.astype(var.dtype))), mean).astype(dtype or y.dtype)
 
-    return inverse(y, m, scale, bias)
+    return inverse(array, stored, factor, shift)
 
 
-def _arguments(
-    function: str, name: str, x: Any, m: Any, scale: Any, bias: Any, epsilon: Any
-) -> Any:
+def _arguments(function: str, name: str, x: Any, m: Any, scale: Any, bias: Any, epsilon: Any) -> Any:
     x = check.numbers(function, name, x)
     fields = (
         check.broadcastable(function, f"m.{f}", check.numbers(function, f"m.{f}", v), x, name)
         for f, v in zip(("mean", "var", "weight"), m, strict=True)
     )
-    scale, bias = (
-        check.affine(function, f, v, x, None, name) for f, v in (("scale", scale), ("bias", bias))
-    )
+    scale, bias = (check.affine(function, f, v, x, None, name) for f, v in (("scale", scale), ("bias", bias)))
     return x, Moments(*fields), scale, bias, check.epsilon(function, epsilon)

@@ -85,8 +85,7 @@ def pool(
     offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
     mean, low = two_sum(times(pivot, unit), offset)
     variances = [
-        jnp.maximum(second - abs2(offset * s), 0)
-        for second, (_, s, _) in zip(seconds, levels, strict=True)
+        jnp.maximum(second - abs2(offset * s), 0) for second, (_, s, _) in zip(seconds, levels, strict=True)
     ]
     return times(mean, 1 / unit), times(low, 1 / unit), variances
 
@@ -102,11 +101,11 @@ def take(over: Over, x: Array, where: Array | None) -> Sample:
     points = _Points(over, x, where, n)
     if not isinstance(n, Array) and n == 0:  # no point at all: not even a pivot
         none = jnp.zeros([1 if a in over.axes else s for a, s in enumerate(x.shape)], dtype)
-        parts = none, none, none.real, none.real
+        parts = [none, none, none.real, none.real]
     else:
         parts = on_cpu(lambda: _cheap(points), lambda: _accurate(points))
     weight = jnp.broadcast_to(jnp.asarray(n, real), parts[2].shape)
-    return _across(over, Sample(*parts, weight), equal=where is None)
+    return _across(over, Sample(parts[0], parts[1], parts[2], parts[3], weight), equal=where is None)
 
 
 class _Points(NamedTuple):
@@ -120,9 +119,7 @@ class _Points(NamedTuple):
     def average(self, *values: Array) -> list[Array]:
         return [divide(_sum(self.over, v, self.where), self.weight) for v in values]
 
-    def about(
-        self, first: int, pivot: Array | None = None, unit: Array | None = None
-    ) -> list[Array]:
+    def about(self, first: int, pivot: Array | None = None, unit: Array | None = None) -> list[Array]:
         """mean, low, var and tiny by sums about a pivot, in the passes number `first` and `first` + 1."""
         dtype = wide(self.x.dtype)
         one = jnp.ones((), jnp.finfo(dtype).dtype) if unit is None else unit
@@ -186,20 +183,18 @@ def _across(over: Over, s: Sample, equal: bool) -> Sample:
         """The devices' weight and weighted averages, in one collective; equal weights do not travel."""
         if equal:
             return [s.weight * devices.size(names), *devices.pmean(names, values)]
-        weight, *sums = devices.psum(
-            names, [s.weight, *(s.weight.astype(v.dtype) * v for v in values)]
-        )
+        weight, *sums = devices.psum(names, [s.weight, *(s.weight.astype(v.dtype) * v for v in values)])
         return [weight, *(divide(v, weight) for v in sums)]
 
     if not over.centered:  # second moments about 0 average linearly
         weight, var, tiny = averages(s.var, s.tiny)
-        return Sample(s.mean, s.low, var, tiny, weight)
+        return s._replace(var=var, tiny=tiny, weight=weight)
     weight, middle = averages(s.mean * HEADROOM)
     middle = middle / HEADROOM
     d = center(s.mean, middle) + s.low * HEADROOM
     levels = [(d, 1 / HEADROOM, s.var), (d, shrink(d.dtype) / HEADROOM, s.tiny)]
     mean, low, variances = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
-    return Sample(mean, low, *variances, weight)
+    return Sample(mean, low, variances[0], variances[1], weight)
 
 
 # ---------------------------------------------------------------- their derivative
