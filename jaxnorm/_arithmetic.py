@@ -34,9 +34,9 @@ def shrink(dtype: DTypeLike) -> float:
     return 2.0 ** -(jnp.finfo(dtype).maxexp // 2 + 16)
 
 
-def center(x: Array, mean: Array | None, keep: Array | None = None) -> Array:
-    """HEADROOM * (x - mean); 0 where not `keep`."""
-    c = x * HEADROOM if mean is None else x * HEADROOM - mean * HEADROOM
+def center(x: Array, mean: Maybe, keep: Maybe = None, unit: float | Array = 1.0) -> Array:
+    """unit * (x - mean), with a power of two as unit; 0 where not `keep`."""
+    c = times(x, unit) if mean is None else times(x, unit) - times(mean, unit)
     return c if keep is None else jnp.where(keep, c, jnp.zeros((), c.dtype))
 
 
@@ -77,7 +77,7 @@ def times(v: Maybe, *factors: Maybe) -> Any:
     """The product, absent if v is; absent factors are 1."""
     for f in factors:
         if v is not None and f is not None:
-            v = v * f if isinstance(f, float) else operator.mul(*common(v, f))
+            v = (v * f if f != 1 else v) if isinstance(f, float) else operator.mul(*common(v, f))
     return v
 
 

@@ -12,6 +12,7 @@ from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm import _statistics as statistics
 from jaxnorm._arithmetic import common, divide, wide
+from jaxnorm._law import pool
 
 
 class Moments(NamedTuple):
@@ -144,7 +145,7 @@ def combine(parts: Moments, axis: int = 0) -> Moments:
 
     (pivot,) = average(mean)
     d = jnp.where(live, mean - pivot, jnp.zeros_like(mean))
-    mean, _, (var,) = statistics.pool(pivot, 1.0, d, [(d, 1.0, var)], average)
+    mean, _, (var,) = pool(pivot, 1.0, d, [(d, 1.0, var)], average)
     return Moments(*(jnp.squeeze(v, axis) for v in (mean, var, weight)))
 
 
@@ -166,8 +167,8 @@ def initial_stats(
       ValueError: a negative weight.
 
     >>> import jaxnorm as jn
-    >>> jn.initial_stats(2)
-    Moments(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32), weight=Array([1., 1.], dtype=float32))
+    >>> [v.tolist() for v in jn.initial_stats(2)]
+    [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     """
     dtype = check.wide_dtype("initial_stats", "dtype", dtype)
     check.at_least("initial_stats", "weight", weight, 0)

@@ -9,11 +9,12 @@ from jax.typing import DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe, wide
+from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies
 from jaxnorm._rule import with_tangent
 from jaxnorm._standardize import Affine, apply, apply_tangent, gain, gain_tangent
-from jaxnorm._statistics import Over, Sample, keep, take, tangent
+from jaxnorm._statistics import Over, keep, take, tangent
 
 
 class Spec(NamedTuple):

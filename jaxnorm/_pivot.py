@@ -33,7 +33,7 @@ def pivot(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def unit(size: Array) -> Array:
-    """A power of two that brings data of this size near 1; 1 for smaller data, whose rare points may be large.
+    """A power of two that brings data of this size near 1; 1 for smaller data: rare points may be large.
 
     In such units the square of no finite number overflows that is less than 10^19 times `size`.
     """
@@ -79,7 +79,7 @@ def _every(x: Array, axis: int, step: int, i: int, shards: int) -> Array:
 
 
 def _shards(x: Array) -> list[int]:
-    """Into how many pieces each axis is cut, as far as tracing knows: a piece cannot be sliced out of them."""
+    """Into how many pieces each axis is cut, as far as tracing knows: it may not be sliced."""
     sharding = jax.typeof(x).sharding
     names = [() if s is None else s if isinstance(s, tuple) else (s,) for s in sharding.spec]
     names += [()] * (x.ndim - len(names))

@@ -30,7 +30,9 @@ def gain(var: Array, epsilon: Array, tiny: Array | None = None) -> Array:
     """rsqrt(var + epsilon) / HEADROOM; 0 where there is no spread to divide by."""
     spread = var + epsilon.astype(var.dtype)
     g = jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) / HEADROOM)
-    if tiny is not None:  # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
+    if (
+        tiny is not None
+    ):  # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
         g = jnp.where(jnp.isinf(spread), lax.rsqrt(tiny) * (shrink(var.dtype) / HEADROOM), g)
     return g
 
@@ -48,10 +50,10 @@ def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Ar
     inner, outer = _split(x, a)
     meet = partial(_meet, x, 10)
     mul = times(a.gain, inner)
-    c = center(meet(x), meet(a.mean), keep)
+    c = center(meet(x), meet(a.mean), keep, HEADROOM)
     # apart, or XLA:CPU multiplies HEADROOM into the vector instead, whose smallest values it flushes to 0
     y = (own(c, 12) if a.mean is None else c) * meet(mul)
-    shift = plus(None if outer is not None else bias, minus(_low(a, mul)))
+    shift = plus(None if outer is not None else bias, minus(times(mul, a.low, HEADROOM)))
     y = y if shift is None else y + meet(shift)
     if outer is not None:
         y = y * meet(outer)
@@ -77,16 +79,17 @@ def apply_tangent(
     """
     inner, outer = _split(x, a)
     meet = partial(_meet, x, 11)
-    mul = times(a.gain, inner)
-    dmean, dgain = devices.vary_together([dmean, dgain], mul)
-    along = plus(times(dgain, inner), times(None if outer is not None else dscale, a.gain))
-    plain = plus(minus(times(dmean, mul, HEADROOM)), minus(_low(a, along)))
+    rstd, drstd = a.gain * HEADROOM, times(dgain, HEADROOM)
+    mul = times(rstd, inner)
+    dmean, drstd = devices.vary_together([dmean, drstd], mul)
+    along = plus(times(drstd, inner), times(None if outer is not None else dscale, rstd))
+    plain = plus(minus(times(dmean, mul)), minus(times(along, a.low)))
     plain = plus(plain, None if outer is not None else dbias)
     along, plain = devices.vary_together([along, plain], x)
     c = center(meet(x), meet(a.mean), keep)
-    parts = [times(dx, meet(mul * HEADROOM)), times(meet(along), c), meet(plain)]
+    parts = [times(dx, meet(mul)), times(meet(along), c), meet(plain)]
     if outer is not None:
-        hat = plus(c * meet(a.gain), minus(meet(_low(a, a.gain))))
+        hat = plus(c * meet(rstd), minus(meet(times(rstd, a.low))))
         parts = [
             times(functools.reduce(plus, parts), meet(outer)),
             times(meet(dscale), hat),
@@ -101,10 +104,6 @@ def _split(x: Array, a: Affine) -> tuple[Maybe, Maybe]:
         return None, None
     crossed = jnp.broadcast_shapes(a.gain.shape, a.scale.shape) == x.shape
     return (None, a.scale) if crossed else (a.scale, None)
-
-
-def _low(a: Affine, along: Maybe) -> Maybe:
-    return None if a.low is None else times(along, a.low, HEADROOM)
 
 
 def _meet(x: Array, number: int, v: Maybe) -> Maybe:

@@ -1,19 +1,16 @@
-"""Statistics of an array: as accurate as two passes over x, at the price of one.
-
-The law of total variance is written once, in `pool`. The parts that it pools are the points of an array,
-the parts of a batch or the devices of a mesh; their weights are counts, masks or sample weights.
-"""
+"""Statistics of an array, and their derivative: as accurate as two passes over x, at the price of one."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, two_sum, wide
-from jaxnorm._passes import copies, on_cpu, own
+from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
+from jaxnorm._law import Sample, across, pool
+from jaxnorm._passes import copies, on_cpu, own, vector
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
@@ -29,16 +26,6 @@ class Over(NamedTuple):
     axes: tuple[int, ...]  # ascending
     names: devices.Names = devices.Names()
     centered: bool = True  # False: about 0, and var is the second moment
-
-
-class Sample(NamedTuple):
-    """Moments at full accuracy, whatever the size of the data; [*stats], the reduced axes of size 1."""
-
-    mean: Array
-    low: Array  # mean + low is the mean to twice the precision
-    var: Array
-    tiny: Array  # var * shrink^2: finite also where var overflows
-    weight: Array
 
 
 # ---------------------------------------------------------------- weighted sums over the points of x
@@ -64,32 +51,6 @@ def _count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
     return _sum(over, where.astype(dtype)) * repeats
 
 
-# ---------------------------------------------------------------- the law
-
-
-def pool(
-    pivot: Array,
-    unit: Array | float,
-    a: Array,
-    levels: Sequence[tuple[Array, float, Array | float]],
-    average: Callable[..., Sequence[Array]],
-) -> tuple[Array, Array, list[Array]]:
-    """The law of total variance about a pivot, over parts: points, batches, devices.
-
-    mean = pivot + E[d],  var = E[var_i + |d|^2] - |E[d]|^2,  with d = mean_i - pivot of the part i.
-
-    Exact for every pivot, accurate for one within a few standard deviations. `a` is d in `unit`, a power
-    of two. Each level (d, s, var_i) asks for a variance, of s * d. `average` takes the weighted averages.
-    Returns the mean as a pair, whose sum holds it to twice the precision, and the variances.
-    """
-    offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
-    mean, low = two_sum(times(pivot, unit), offset)
-    variances = [
-        jnp.maximum(second - abs2(offset * s), 0) for second, (_, s, _) in zip(seconds, levels, strict=True)
-    ]
-    return times(mean, 1 / unit), times(low, 1 / unit), variances
-
-
 # ---------------------------------------------------------------- the statistics
 
 
@@ -105,7 +66,8 @@ def take(over: Over, x: Array, where: Array | None) -> Sample:
     else:
         parts = on_cpu(lambda: _cheap(points), lambda: _accurate(points))
     weight = jnp.broadcast_to(jnp.asarray(n, real), parts[2].shape)
-    return _across(over, Sample(parts[0], parts[1], parts[2], parts[3], weight), equal=where is None)
+    s = Sample(parts[0], parts[1], parts[2], parts[3], weight)
+    return across(over.names, s, centered=over.centered, equal=where is None)
 
 
 class _Points(NamedTuple):
@@ -125,10 +87,9 @@ class _Points(NamedTuple):
         one = jnp.ones((), jnp.finfo(dtype).dtype) if unit is None else unit
 
         def d(number: int) -> Array:
-            v, scale = own(self.x, number, dtype), unit
-            if pivot is not None and unit is not None:
-                v, scale = center(v, own(pivot, number)), unit / HEADROOM
-            return v if scale is None else times(v, own(scale, number))
+            v = own(self.x, number, dtype)
+            middle = None if pivot is None else own(pivot, number)
+            return center(v, middle, unit=1.0 if unit is None else own(unit, number))
 
         def averages(a: Array, squares: Array) -> list[Array]:
             if self.over.centered:
@@ -146,55 +107,22 @@ def _accurate(points: _Points) -> list[Array]:
     if points.where is None:
         middle, unit = pivot(points.x, points.over.axes)
     else:
-        middle, unit = _swept(points, unit_of=True)
+        x = own(points.x, 7, wide(points.x.dtype))
+        room = vector(jnp.full([1] * x.ndim, HEADROOM, jnp.finfo(x.dtype).dtype), 7)
+        middle, size = (v / HEADROOM for v in points.average(times(x, room), jnp.abs(x) * room))
+        unit = data_unit(size)
     return points.about(4, middle if points.over.centered else None, unit)
 
 
 def _cheap(points: _Points) -> list[Array]:
     """XLA:CPU's cheapest sums, and the accurate ones where these are not good enough."""
-    if points.where is None or not points.over.centered:
-        found = points.about(1)
-    else:
-        found = points.about(1, *_swept(points, unit_of=False))
-    mean, _, var, _ = found
+    plain = points.where is None or not points.over.centered
+    middle = None if plain else points.average(own(points.x, 3, wide(points.x.dtype)))[0]
+    mean, low, var, tiny = points.about(1, middle)
     good = jnp.isfinite(var)
-    if points.where is None and points.over.centered:
+    if plain and points.over.centered:
         good &= abs2(mean) <= _MAX_RATIO * var
-    return lax.cond(jnp.all(good), lambda: found, lambda: _accurate(points))
-
-
-def _swept(points: _Points, unit_of: bool) -> tuple[Array, Array]:
-    """The mean, and the unit of the mean size, by a read of x of their own."""
-    x = own(points.x, 7, wide(points.x.dtype)) * HEADROOM
-    if not unit_of:
-        (mean,) = points.average(x)
-        return mean / HEADROOM, jnp.ones((), jnp.finfo(mean.dtype).dtype)
-    mean, size = points.average(x, jnp.abs(x))
-    return mean / HEADROOM, data_unit(size / HEADROOM)
-
-
-def _across(over: Over, s: Sample, equal: bool) -> Sample:
-    """The same law over devices: exact also where they saw different weights, or nothing."""
-    names = over.names
-    if not names.names:
-        return s
-
-    def averages(*values: Array) -> list[Array]:
-        """The devices' weight and weighted averages, in one collective; equal weights do not travel."""
-        if equal:
-            return [s.weight * devices.size(names), *devices.pmean(names, values)]
-        weight, *sums = devices.psum(names, [s.weight, *(s.weight.astype(v.dtype) * v for v in values)])
-        return [weight, *(divide(v, weight) for v in sums)]
-
-    if not over.centered:  # second moments about 0 average linearly
-        weight, var, tiny = averages(s.var, s.tiny)
-        return s._replace(var=var, tiny=tiny, weight=weight)
-    weight, middle = averages(s.mean * HEADROOM)
-    middle = middle / HEADROOM
-    d = center(s.mean, middle) + s.low * HEADROOM
-    levels = [(d, 1 / HEADROOM, s.var), (d, shrink(d.dtype) / HEADROOM, s.tiny)]
-    mean, low, variances = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
-    return Sample(mean, low, variances[0], variances[1], weight)
+    return lax.cond(jnp.all(good), lambda: [mean, low, var, tiny], lambda: _accurate(points))
 
 
 # ---------------------------------------------------------------- their derivative
@@ -225,13 +153,13 @@ def tangent(
         a, b = dx
         c = center(own(x, 8, dtype), own(s.mean, 8), keep(x, where))
         along_mean = _sum(over, a, where)
-        along = _sum(over, dot(c, b), where) / HEADROOM - dot(s.low, along_mean)
+        along = _sum(over, dot(c, b), where) - dot(s.low, along_mean)
         first.append(along_mean)
         second.append(2 * along)
     if dw is not None:
-        c = center(own(x, 9, dtype), own(s.mean, 9), keep(x, where)) - s.low * HEADROOM
-        first.append(_sum(over, dw.astype(dtype) * c) / HEADROOM)
-        second.append(_sum(over, dw.astype(s.var.dtype) * (abs2(c / HEADROOM) - s.var)))
+        c = center(own(x, 9, dtype), own(s.mean, 9), keep(x, where)) - s.low
+        first.append(_sum(over, dw.astype(dtype) * c))
+        second.append(_sum(over, dw.astype(s.var.dtype) * (abs2(c) - s.var)))
         dweight.append(_count(over, x, dw, s.var.dtype))
     centered = [sum(first[1:], first[0])] if over.centered else []
     sums = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])

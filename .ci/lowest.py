@@ -1,0 +1,11 @@
+"""Print the lowest version that pyproject.toml allows of each package it names, as pip constraints."""
+
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+groups = [project["dependencies"], *project["optional-dependencies"].values()]
+for requirement in sorted({requirement for group in groups for requirement in group}):
+    name, floor = re.fullmatch(r"([\w-]+)[>~]=([\w.]+)", requirement).groups()
+    print(f"{name}=={floor}")

@@ -1,0 +1,24 @@
+"""Eight devices and strict arithmetic, for the tests and for the examples in the docstrings."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+from hypothesis import settings
+
+# The host's only: an accelerator keeps what it has, and its place as the default.
+jax.config.update("jax_num_cpu_devices", 8)
+
+# What takes long is the compilation of a first example.
+settings.register_profile("jaxnorm", deadline=None, derandomize=True)
+settings.load_profile("jaxnorm")
+
+
+@pytest.fixture(autouse=True)
+def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No implicit promotion of ranks or dtypes, except in tests marked `flexible`."""
+    if request.node.get_closest_marker("flexible"):
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,66 @@
+"""The law of total variance, by which all Moments combine: those of points, of batches, of devices."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, shrink, times, two_sum
+
+
+class Sample(NamedTuple):
+    """Moments at full accuracy, whatever the size of the data; [*stats], the reduced axes of size 1."""
+
+    mean: Array
+    low: Array  # mean + low is the mean to twice the precision
+    var: Array
+    tiny: Array  # var * shrink^2: finite also where var overflows
+    weight: Array
+
+
+def pool(
+    pivot: Array,
+    unit: Array | float,
+    a: Array,
+    levels: Sequence[tuple[Array, float, Array | float]],
+    average: Callable[..., Sequence[Array]],
+) -> tuple[Array, Array, list[Array]]:
+    """The law of total variance about a pivot, over parts: points, batches, devices.
+
+    mean = pivot + E[d],  var = E[var_i + |d|^2] - |E[d]|^2,  with d = mean_i - pivot of the part i.
+
+    Exact for every pivot, accurate for one within a few standard deviations. `a` is d in `unit`, a power
+    of two. Each level (d, s, var_i) asks for a variance, of s * d. `average` takes the weighted averages.
+    Returns the mean as a pair, whose sum holds it to twice the precision, and the variances.
+    """
+    offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
+    mean, low = two_sum(times(pivot, unit), offset)
+    variances = [
+        jnp.maximum(second - abs2(offset * s), 0) for second, (_, s, _) in zip(seconds, levels, strict=True)
+    ]
+    return times(mean, 1 / unit), times(low, 1 / unit), variances
+
+
+def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> Sample:
+    """The same law over devices: exact also where they saw different weights, or nothing."""
+    if not names.names:
+        return s
+
+    def averages(*values: Array) -> list[Array]:
+        """The devices' weight and weighted averages, in one collective; equal weights do not travel."""
+        if equal:
+            return [s.weight * devices.size(names), *devices.pmean(names, values)]
+        weight, *sums = devices.psum(names, [s.weight, *(s.weight.astype(v.dtype) * v for v in values)])
+        return [weight, *(divide(v, weight) for v in sums)]
+
+    if not centered:  # second moments about 0 average linearly
+        weight, var, tiny = averages(s.var, s.tiny)
+        return s._replace(var=var, tiny=tiny, weight=weight)
+    weight, middle = averages(s.mean * HEADROOM)
+    middle = middle / HEADROOM
+    d = center(s.mean, middle, unit=HEADROOM) + s.low * HEADROOM
+    levels = [(d, 1 / HEADROOM, s.var), (d, shrink(d.dtype) / HEADROOM, s.tiny)]
+    mean, low, variances = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
+    return Sample(mean, low, variances[0], variances[1], weight)

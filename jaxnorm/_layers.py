@@ -1,0 +1,187 @@
+"""What the linen and nnx layers share: from Flax's names to the functions', and the calls.
+
+A `layer` is any object with Flax's fields. What only its framework knows, where the parameters live and
+whether this is initialization, it hands in as `own`: scale, bias, dtype, axis_name, axis_index_groups.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import _batch, _norms
+from jaxnorm import _checks as check
+from jaxnorm._moments import Moments
+
+Axes = int | Sequence[int]
+
+# Flax promotes, and so do its layers here, where the user's own arithmetic may not
+promotion = partial(jax.numpy_dtype_promotion, "standard")
+
+
+def layer_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
+    axes = {"axis": layer.reduction_axes, "feature_axis": layer.feature_axes}
+    return _call(_norms.layer_norm, layer, x, mask, weights, **axes, **own)
+
+
+def rms_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
+    axes = {"axis": layer.reduction_axes, "feature_axis": layer.feature_axes}
+    return _call(_norms.rms_norm, layer, x, mask, weights, **axes, **own)
+
+
+def group_norm(
+    layer: Any,
+    x: Array,
+    mask: Any,
+    weights: Any,
+    *,
+    num_groups: Any,
+    group_size: Any,
+    **own: Any,
+) -> Array:
+    """The errors are Flax's sentences, which its users may match."""
+    reduced, channels = layer.reduction_axes, x.shape[-1]
+    last = x.ndim - 1
+    if reduced is not None and last not in check.axes("GroupNorm", reduced, x, "reduction_axes"):
+        raise ValueError(
+            "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
+            f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."
+        )
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            "GroupNorm: Either `num_groups` or `group_size` should be specified. If `group_size` is to "
+            "be specified, pass `num_groups=None` as argument to override the default `num_groups` "
+            f"value of 32. Got num_groups={num_groups} and group_size={group_size}."
+        )
+    if group_size is not None and (group_size < 1 or channels % group_size):
+        raise ValueError(
+            f"GroupNorm: Number of channels ({channels}) is not multiple of the group size "
+            f"({group_size}). Choose a divisor of {channels}."
+        )
+    if num_groups is not None and (num_groups < 1 or channels % num_groups):
+        raise ValueError(
+            f"GroupNorm: Number of groups ({num_groups}) does not divide the number of channels "
+            f"({channels}). Choose a divisor of {channels}."
+        )
+    groups = {"num_groups": num_groups, "group_size": group_size, "reduction_axes": reduced}
+    return _call(_norms.group_norm, layer, x, mask, weights, **groups, **own)
+
+
+def instance_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
+    axes = {"feature_axis": layer.feature_axes}
+    return _call(_norms.instance_norm, layer, x, mask, weights, **axes, **own)
+
+
+def batch_norm(
+    layer: Any,
+    x: Array,
+    mask: Any,
+    weights: Any,
+    *,
+    mean: Array,
+    var: Array,
+    use_running_average: Any,
+    **own: Any,
+) -> tuple[Array, Moments | None]:
+    """y, and the statistics to store, shaped as they came in: None where evaluation stores nothing."""
+    traced = check.traced(use_running_average)
+    # Flax stores no weight: its average begins at (0, 1) and has a mass of 1
+    stored = Moments(_widen(mean), _widen(var), jnp.ones_like(_widen(var)))
+    y, new = _call(
+        _batch.batch_norm,
+        layer,
+        x,
+        mask,
+        weights,
+        stats=Moments(*(per_feature(layer, v, x, layer.axis) for v in stored)),
+        train=jnp.logical_not(use_running_average) if traced else not use_running_average,
+        feature_axis=layer.axis,
+        decay=layer.momentum,
+        **own,
+    )
+    if not traced and use_running_average:
+        return y, None
+    return y, Moments(*(v.reshape(mean.shape) for v in new))
+
+
+def feature_shape(layer: Any, x: Array, axes: Axes) -> tuple[int, ...]:
+    """The sizes of x's feature axes, ascending: the shape of one value a feature."""
+    return tuple(x.shape[a] for a in check.axes(type(layer).__name__, axes, x))
+
+
+def per_feature(layer: Any, value: Array, x: Array, axes: Axes) -> Array:
+    """A stored array, which nnx keeps flat, in the shape of x's feature axes."""
+    shape = feature_shape(layer, x, axes)
+    if value.shape == shape:
+        return value
+    if value.size != math.prod(shape):
+        raise ValueError(
+            f"{type(layer).__name__}: {value.size} stored features do not fit axis {axes} of x, shape "
+            f"{x.shape}; choose a layer of {math.prod(shape)} features."
+        )
+    return value.reshape(shape)
+
+
+def devices(layer: Any) -> dict[str, Any]:
+    """The devices that a layer meets: Flax ignores groups of an axis that has no name."""
+    if layer.axis_name is None:
+        return {}
+    return {"axis_name": layer.axis_name, "axis_index_groups": layer.axis_index_groups}
+
+
+def result_dtype(layer: Any, *arrays: Any) -> DTypeLike:
+    """Flax's dtype of y: the layer's, or what x and the parameters promote to; of integers float32."""
+    dtype = layer.dtype
+    if dtype is None:
+        with promotion():
+            dtype = jnp.result_type(*(a for a in arrays if a is not None))
+            return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"{type(layer).__name__}: Dtype must be inexact: {dtype}; choose a floating or complex one."
+        )
+    return dtype
+
+
+def mean_dtype(like: Array | DTypeLike, *others: DTypeLike | None) -> DTypeLike:
+    """A stored mean is float32 or wider, as `like` is, and complex if that or any other is."""
+    with promotion():
+        return jnp.result_type(jnp.float32, like, *filter(_is_complex, others))
+
+
+def _call(
+    function: Callable[..., Any],
+    layer: Any,
+    x: Array,
+    mask: Any,
+    weights: Any,
+    **options: Any,
+) -> Any:
+    if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
+        x = x.astype(mean_dtype(x, jnp.complex64))  # it meets complex parameters
+    return function(x, epsilon=layer.epsilon, where=_where(mask, weights), **options)
+
+
+def _is_complex(dtype: DTypeLike | None) -> bool:
+    return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def _widen(value: Array) -> Array:
+    """A checkpoint may hold bfloat16 statistics, in which a running average stalls."""
+    return value.astype(mean_dtype(value))
+
+
+def _where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None:
+    """Flax's mask counts as bool; weights are real; a masked place has no weight."""
+    if mask is None:
+        return weights
+    mask = jnp.asarray(mask, bool)
+    if weights is None:
+        return mask
+    mask, weights = jnp.broadcast_arrays(mask, weights)
+    return jnp.where(mask, weights, 0)

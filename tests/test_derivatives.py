@@ -1,0 +1,190 @@
+"""Derivatives of every mode, mixture and order equal those of the textbook formula, in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from variants import assert_close, draw, exact, norms, over, over_weights, rows, types
+
+EXACT = 1e-10
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def weigh(shape):
+    return jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float64)
+
+
+def smooth(function, inputs):
+    """A function of what is differentiable, curved in y, so that every second derivative counts."""
+    present = {k: v for k, v in inputs._asdict().items() if v is not None}
+    fixed = {k: v for k, v in present.items() if k == "where" and v.dtype == bool}
+    free = {k: v for k, v in present.items() if k not in fixed}
+
+    def loss(free):
+        y, _ = function(*inputs._replace(**free))
+        return jnp.sum(weigh(y.shape) * jnp.sin(y))
+
+    return loss, free
+
+
+def direction(free, seed):
+    """A tangent; a state's weights are constants."""
+    rng = np.random.default_rng(seed)
+    tangent = jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape), v.dtype), free)
+    if "stats" in tangent:
+        tangent["stats"] = tangent["stats"]._replace(weight=jnp.zeros_like(free["stats"].weight))
+    return tangent
+
+
+def modes(function, inputs):
+    """One number or tree for each way of differentiating."""
+    loss, free = smooth(function, inputs)
+    u, v = direction(free, 4), direction(free, 5)
+    grad = jax.grad(loss)
+
+    def along(t):
+        return jax.jvp(loss, (t,), (u,))[1]
+
+    return {
+        "forward": along(free),
+        "reverse": grad(free),
+        "forward over reverse": jax.jvp(grad, (free,), (v,))[1],
+        "reverse over forward": jax.grad(along)(free),
+    }
+
+
+def without_weights_of_state(modes):
+    """The mass of a state only says whether there is one."""
+    return {
+        k: v | {"stats": v["stats"]._replace(weight=0)} if isinstance(v, dict) and "stats" in v else v
+        for k, v in modes.items()
+    }
+
+
+@over_weights(norms(), "weights")
+def test_every_mode_and_order(variant, where, float64):
+    inputs = draw(variant, jnp.float64, where)
+    if where:  # a weight of zero is a kink: who is not seen has no slope
+        inputs = inputs._replace(where=inputs.where + 0.25)
+    actual = jax.jit(partial(modes, variant.function))(inputs)
+    expected = jax.jit(partial(modes, partial(variant.formula, jnp)))(inputs)
+    assert_close(without_weights_of_state(actual), without_weights_of_state(expected), EXACT)
+
+
+@pytest.mark.parametrize("where", [None, "mask", "weights"])
+@over(norms("where"))
+def test_values_and_gradients_in_float64(variant, where, float64):
+    """As above with nothing, or booleans, or zeros among the weights; and the values themselves."""
+    inputs = draw(variant, jnp.float64, where)
+    assert_close(variant.function(*inputs), exact(variant, inputs), 1e-13)
+
+    def gradient(function):
+        loss, free = smooth(function, inputs)
+        return jax.jit(jax.grad(lambda x: loss(free | {"x": x})))(inputs.x)
+
+    assert_close(gradient(variant.function), gradient(partial(variant.formula, jnp)), EXACT)
+
+
+@over(norms())
+def test_gradients_of_a_narrow_type(variant):
+    """Each gradient has its argument's type, and is rounded once."""
+    dtype = jnp.bfloat16
+    inputs = draw(variant, dtype)
+    cotangent = jnp.asarray(np.random.default_rng(3).normal(size=variant.shape), dtype)
+
+    def gradient(function, inputs, cotangent):
+        def loss(x, scale, bias):
+            y, _ = function(x, scale, bias, *inputs[3:])
+            return jnp.sum((y * cotangent).astype(np.promote_types(y.dtype, np.float32)))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*inputs[:3])
+
+    actual = gradient(variant.function, inputs, cotangent)
+    assert types(actual) == types(inputs[:3])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (inputs, cotangent))
+        expected = gradient(partial(variant.formula, jnp), *wide)
+    assert_close(actual, expected, 2**-8)
+
+
+@over(norms("scale"))
+def test_gradients_of_complex_numbers(variant, float64):
+    inputs = draw(variant, jnp.complex128)
+    rng = np.random.default_rng(3)
+    u, ct = (jnp.asarray(rng.normal(size=variant.shape) + 1j * rng.normal(size=variant.shape)) for _ in "uc")
+
+    def y(x, scale):
+        return variant.function(x, scale, *inputs[2:])[0]
+
+    def value(step):
+        moved = inputs._replace(x=inputs.x + step * u, scale=inputs.scale * (1 + step))
+        return exact(variant, moved)[0]
+
+    tangent = jax.jvp(y, inputs[:2], (u, inputs.scale))[1]
+    assert_close(tangent, (value(1e-5) - value(-1e-5)) / 2e-5, 1e-8)
+    dx, dscale = jax.vjp(y, *inputs[:2])[1](ct)
+    assert dscale.dtype == jnp.float64
+    # the transpose: Re<ct, J u> = Re<J' ct, u>, where JAX pairs without a conjugate
+    np.testing.assert_allclose(
+        jnp.real(jnp.sum(ct * tangent)),
+        jnp.real(jnp.sum(dx * u) + jnp.sum(dscale * inputs.scale)),
+        rtol=1e-10,
+    )
+
+
+@over(norms())
+def test_vmap_of_grad_is_a_loop(variant, float64):
+    several = [draw(variant, jnp.float64, "mask", seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *v: jnp.stack(v), *several)
+
+    def grad(function):
+        def of(inputs):
+            loss, free = smooth(function, inputs)
+            return jax.grad(lambda t: loss(free | t))({k: v for k, v in free.items() if k != "stats"})
+
+        return of
+
+    def total(x):
+        each = jax.vmap(lambda x, i: variant.function(*i._replace(x=x))[0])(x, stacked)
+        return jnp.sum(weigh(each[0].shape)[None] * jnp.sin(each))
+
+    loop = jax.jit(grad(partial(variant.formula, jnp)))
+    expected = jax.tree.map(lambda *v: jnp.stack(v), *map(loop, several))
+    assert_close(jax.jit(jax.vmap(grad(variant.function)))(stacked), expected, EXACT)
+    assert_close(jax.jit(jax.grad(total))(stacked.x), expected["x"], EXACT)
+
+
+@over(norms())
+def test_grad_of_scan_of_remat(variant, float64):
+    inputs = draw(variant, jnp.float64)
+
+    def gradients(function):
+        def loss(x, scale, bias):
+            def layer(x, _):
+                return x + jnp.sin(function(x, scale, bias, None, inputs.stats)[0]), None
+
+            return jnp.sum(jnp.cos(jax.lax.scan(layer, x, None, length=3)[0]))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs[:3])
+
+    actual = gradients(jax.checkpoint(variant.function))
+    assert_close(actual, gradients(partial(variant.formula, jnp)), EXACT)
+
+
+@over([v for v in rows("state") if v.name == "batch"])
+def test_gradients_through_a_traced_train(variant, float64):
+    inputs = draw(variant, jnp.float64, "mask")
+
+    def grad(train):
+        loss, free = smooth(partial(variant.function, train=train), inputs)
+        return jax.grad(loss)(free)
+
+    for train in (True, False):
+        assert_close(jax.jit(grad)(train), grad(train), EXACT)

@@ -1,0 +1,163 @@
+"""The examples run as scripts do, keep what they promise and refuse what makes no sense."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLES = REPOSITORY / "examples"
+
+flexible = pytest.mark.flexible
+
+
+@pytest.fixture(autouse=True)
+def examples_are_importable(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def assert_pictures(output, *pictures):
+    """Each picture is named in the output and is a PNG."""
+    for picture in pictures:
+        assert str(picture) in output
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@flexible
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_digits_learns_and_its_checkpoint_reads_back_in_either_api(api, tmp_path, capsys):
+    digits = import_module("digits")
+    digits.main(["--api", api, "--epochs", "1", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    checkpoint = tmp_path / f"digits-batch-{api}-checkpoint"
+    assert_pictures(output, tmp_path / f"digits-batch-{api}.png")
+    assert str(checkpoint) in output
+    assert "shift" in output and "ratio" in output and "block3" in output
+
+    _, test = digits.load_samples()
+    for make_trainer in digits.TRAINERS.values():
+        trainer = make_trainer("batch", seed=7, learning_rate=0.1, steps=40)
+        trainer.restore(digits.read_checkpoint(checkpoint, trainer.variables))
+        accuracy = digits.accuracy(trainer.predict(test.images), test.labels)
+        assert accuracy > 0.8
+        (row,) = re.findall(r"running\) statistics, read back.*", output)
+        assert f"{accuracy:.2%}" in row
+
+
+@flexible
+def test_digits_without_statistics(tmp_path, capsys):
+    digits = import_module("digits")
+    arguments = ["--norm", "none", "--epochs", "1", "--batch-size", "128", "--out", str(tmp_path)]
+    digits.main(arguments)
+    output = capsys.readouterr().out
+    assert_pictures(output, tmp_path / "digits-none-linen.png")
+    assert "no running statistics" in output and "shift" not in output
+
+
+@flexible
+def test_digits_compares(tmp_path, capsys, monkeypatch):
+    digits = import_module("digits")
+    small = {"norms": ("none",), "batch_sizes": (128,), "learning_rates": (0.1, 1e4), "num_seeds": 2}
+    monkeypatch.setattr(digits, "compare", partial(digits.compare, **small))
+    digits.main(["--compare", "--epochs", "1", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert_pictures(output, tmp_path / "digits-compare.png")
+    (row,) = re.findall(r".*none.*128.*", output)
+    learned, diverged = map(float, re.findall(r"([\d.]+) \(", row))
+    assert learned > diverged < 15
+
+
+@flexible
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "instance", "rms", "none"])
+def test_digits_has_the_same_variables_in_linen_and_nnx(norm):
+    linen, nnx_ = import_module("_digits_linen"), import_module("_digits_nnx")
+    abstract = jax.eval_shape(partial(linen.init, linen.Net(norm)), jax.random.key(0))
+    model = nnx.eval_shape(lambda: nnx_.Net(norm, rngs=nnx.Rngs(0)))
+    kinds = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
+    others = {name: nnx.to_pure_dict(nnx.state(model, kind)) for name, kind in kinds.items()}
+    assert bool(others["batch_stats"]) == (norm == "batch")
+    abstract.setdefault("batch_stats", {})
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, others)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "argument --batch-size: expected a whole number from 1 to 1280, got '0'"),
+        (["--epochs", "2.5"], "argument --epochs: expected a whole number from 1 to 10000, got '2.5'"),
+        (["--seed", "-1"], "argument --seed: expected a whole number from 0 to 2147483647, got '-1'"),
+        (["--learning-rate", "nan"], "argument --learning-rate: expected a positive number, got 'nan'"),
+        (["--learning-rate", "fast"], "argument --learning-rate: expected a positive number, got 'fast'"),
+        (
+            ["--compare", "--norm", "rms"],
+            "argument --norm: --compare tries several; leave out one of the two",
+        ),
+        (["--norm", "bach"], "argument --norm: invalid choice: 'bach'"),
+    ],
+)
+def test_digits_refuses_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        import_module("digits").main(arguments)
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"digits.py: error: {message}")
+    if "choice" not in message:  # Python lists the choices, each version in its own way
+        assert last == f"digits.py: error: {message}"
+
+
+@pytest.mark.parametrize("example", ["digits", "population"])
+def test_an_output_folder_that_is_a_file(example, tmp_path, capsys):
+    out = tmp_path / "file"
+    out.touch()
+    with pytest.raises(SystemExit):
+        import_module(example).main(["--out", str(out)])
+    message = f"{example}.py: error: argument --out: cannot create folder {out}: File exists"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+def test_population_statistics_are_what_they_claim():
+    data = np.random.default_rng(1).normal(3.0, 2.0, (5, 20)).astype(np.float32)
+    population = import_module("population")
+    rows = population.statistics(data)
+    exact = data.astype(np.float64)
+    decay = population.DECAY
+    for count, row in enumerate(rows, 1):
+        seen = exact[:count]
+        mass = decay ** np.arange(count)[::-1]
+        for field, own, start in (("mean", seen.mean(1), 0.0), ("var", seen.var(1), 1.0)):
+            plain = decay**count * start + (1 - decay) * mass @ own
+            debiased = mass @ own / mass.sum()
+            merged = getattr(seen, field)()
+            expected = population.Row(own[-1], plain, debiased, merged)
+            result = [getattr(moments, field) for moments in row]
+            np.testing.assert_allclose(result, expected, rtol=population.TOLERANCE)
+
+
+def test_population_runs_as_a_script(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "population.py", "--out", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_pictures(done.stdout, tmp_path / "population.png")
+    assert len(re.findall(r"^│ [1-5] ", done.stdout, re.MULTILINE)) == 5
+
+
+@flexible
+def test_quickstart(capsys):
+    names = runpy.run_path(str(EXAMPLES / "quickstart.py"))
+    chex.assert_trees_all_close(names["merged"], names["jaxnorm"].moments(names["x"], 0), rtol=1e-6)
+    assert names["loss"] < 0.5 * np.var(names["x"][:, 0] ** 2)
+    assert "finite: True True" in capsys.readouterr().out
