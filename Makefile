@@ -15,9 +15,9 @@ demo-short: $(READY)
 test: $(READY)
 	@$(RUN) -m pytest -n 2
 
-# The examples of every public function, and the layers: what version floors must run.
+# What must run at the lowest versions: every example in a docstring, the laws, the layers.
 smoke: $(READY)
-	@$(RUN) -m pytest -n 2 jaxnorm tests/test_imports.py
+	@$(RUN) -m pytest -n 2 jaxnorm tests/test_imports.py tests/test_moments.py tests/test_layers.py
 
 lint: $(READY)
 	@$(RUN) -m ruff format --check

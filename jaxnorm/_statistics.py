@@ -160,7 +160,7 @@ def tangent(
         c = center(own(x, 9, dtype), own(s.mean, 9), keep(x, where)) - s.low
         first.append(_sum(over, dw.astype(dtype) * c))
         second.append(_sum(over, dw.astype(s.var.dtype) * (abs2(c) - s.var)))
-        dweight.append(_count(over, x, dw, s.var.dtype))
+        dweight.append(jnp.broadcast_to(_count(over, x, dw, s.var.dtype), s.weight.shape))
     centered = [sum(first[1:], first[0])] if over.centered else []
     sums = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])
     dmean = divide(sums.pop(0), n) if over.centered else None

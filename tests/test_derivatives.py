@@ -92,6 +92,20 @@ def test_values_and_gradients_in_float64(variant, where, float64):
     assert_close(gradient(variant.function), gradient(partial(variant.formula, jnp)), EXACT)
 
 
+@over([v for v in norms("where") if v.name in ("batch", "layer", "group")])
+def test_weights_that_broadcast(variant, float64):
+    """One weight for many points has the sum of their slopes."""
+    inputs = draw(variant, jnp.float64, "weights")
+    axes = tuple(a for a in range(inputs.x.ndim) if a != variant.sample)
+    inputs = inputs._replace(where=inputs.where.sum(axes, keepdims=True) + 0.25)
+
+    def gradient(function):
+        loss, free = smooth(function, inputs)
+        return jax.jit(jax.grad(lambda w: loss(free | {"where": w})))(inputs.where)
+
+    assert_close(gradient(variant.function), gradient(partial(variant.formula, jnp)), EXACT)
+
+
 @over(norms())
 def test_gradients_of_a_narrow_type(variant):
     """Each gradient has its argument's type, and is rounded once."""
