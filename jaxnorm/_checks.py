@@ -120,12 +120,8 @@ def stats(function: str, stats: Any, x: Array, features: tuple[int, ...]) -> Non
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise TypeError(
             f"{function}: x is {x.dtype} but stats.mean is {jnp.result_type(stats.mean)}; start from "
-            f"initial_stats({sizes}, dtype={_complex(x.dtype)})."
+            f"initial_stats({sizes}, dtype=jnp.{promoted(x.dtype, jnp.complex64).name})."
         )
-
-
-def _complex(dtype: Any) -> str:
-    return f"jnp.{promoted(dtype, jnp.complex64).name}"
 
 
 def epsilon(function: str, value: Any) -> Array:
