@@ -54,29 +54,27 @@ def _draw_loss(panel: Axes, history: History) -> None:
     panel.plot(steps.reshape(epochs, -1).mean(1), means, color=BLUE, label="mean of each epoch")
     panel.set(yscale="log", xlabel="step", ylabel="cross-entropy (nats)")
     plain_log_ticks(panel.yaxis)
-    panel.set_title(f"Training loss falls from {history.losses[0]:.2g} to {means[-1]:.2g}")
+    panel.set_title(f"Training loss: {history.losses[0]:.2g} at first, {means[-1]:.2g} in the end")
     panel.legend()
 
 
 def _draw_error(panel: Axes, history: History) -> None:
     epochs = np.arange(1, len(history.accuracy) + 1)
-    curves = [("running statistics", BLUE, "o", history.accuracy)]
+    errors = 100 * (1 - np.array(history.accuracy))
+    panel.plot(epochs, errors, "o-", color=BLUE, markersize=3, label="running statistics")
     if history.own_accuracy:
-        curves.append(("the test batch's own statistics", ORANGE, "s", history.own_accuracy))
-    for name, color, marker, accuracy in curves:
-        errors = 100 * (1 - np.array(accuracy))
-        panel.plot(epochs, errors, color=color, marker=marker, markersize=3, label=name)
+        own = 100 * (1 - np.array(history.own_accuracy))
+        panel.plot(epochs, own, "s-", color=ORANGE, markersize=3, label="the test batch's own statistics")
+        panel.legend(title="normalized by")
     # Linear below 1 %, because an error of 0 is possible.
     panel.set_yscale("symlog", linthresh=1)
-    panel.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], minor=False)
+    panel.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100])
     panel.yaxis.set_major_formatter("{x:g}")
     panel.minorticks_off()
-    panel.set_ylim(0, 1.3 * max(max(1 - np.array(curve[3])) * 100 for curve in curves) + 1)
+    panel.set_ylim(0, 2 * errors.max() + 1)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="epoch", ylabel="test error (%)")
-    panel.set_title(f"Test error falls to {100 * (1 - history.accuracy[-1]):.2g} %")
-    if history.own_accuracy:
-        panel.legend(title="normalized by")
+    panel.set_title(f"Test error: {errors[-1]:.2g} % in the end")
 
 
 def _draw_distances(shift: Axes, ratio: Axes, history: History) -> None:
@@ -105,23 +103,29 @@ def _draw_distances(shift: Axes, ratio: Axes, history: History) -> None:
 def plot_comparison(results: Results, path: Path, *, epochs: int) -> None:
     """Draws test error against batch size: a panel a learning rate, a line a norm, a dot a seed."""
     norms, batch_sizes, learning_rates = axes(results)
+    errors = {key: 100 * (1 - np.array(accuracies)) for key, accuracies in results.items()}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(learning_rates), 4), layout="constrained")
+        figure = Figure(figsize=(max(6, 3.4 * len(learning_rates)), 4.4), layout="constrained")
         panels = figure.subplots(1, len(learning_rates), sharey=True, squeeze=False)[0]
         for panel, learning_rate in zip(panels, learning_rates, strict=True):
-            for norm in norms:
+            for place, norm in enumerate(norms):
                 color, marker = NORM_STYLES[norm]
-                accuracies = [results[norm, size, learning_rate] for size in batch_sizes]
-                errors = 100 * (1 - np.array(accuracies))
-                panel.plot(batch_sizes, errors.mean(1), color=color, marker=marker, label=norm)
-                panel.plot(batch_sizes, errors, color=color, marker=".", alpha=0.4, linestyle="")
-            panel.axhline(90, color="black", linewidth=0.8, linestyle=":")
+                values = np.array([errors[norm, size, learning_rate] for size in batch_sizes])
+                x = np.array(batch_sizes) * 1.08 ** (place - (len(norms) - 1) / 2)  # side by side
+                panel.plot(x, values.mean(1), color=color, marker=marker, label=norm)
+                panel.plot(x, values, color=color, marker=".", alpha=0.4, linestyle="")
+            panel.axhline(90, color="black", linewidth=0.8, linestyle=":", label="chance")
             panel.set(xscale="log", yscale="log", xlabel="batch size")
             panel.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
             panel.minorticks_off()
             panel.set_title(f"learning rate {learning_rate:g}")
         plain_log_ticks(panels[0].yaxis, (1.0, 2.0, 5.0))
         panels[0].set_ylabel("test error (%)")
-        panels[0].legend(title="norm")
-        figure.suptitle(f"Test error after {epochs} epochs")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        rate, size = learning_rates[-1], batch_sizes[-1]
+        found = ", ".join(f"{norm} {errors[norm, size, rate].mean():.1f} %" for norm in norms)
+        figure.suptitle(
+            f"Test error after {epochs} epochs; at learning rate {rate:g} and batch size {size}:\n{found}"
+        )
         figure.savefig(path)

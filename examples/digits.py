@@ -97,7 +97,7 @@ def print_distances(console: Console, population: dict[str, Any], own: dict[str,
         values = (np.median(shift), shift.max(), ratio.min(), np.median(ratio), ratio.max())
         table.add_row(name, *(f"{value:.3f}" for value in values))
     console.print(
-        "\nHow far the test batch's own statistics are from the population's, over channels:",
+        "\nThe test batch's own statistics against the population's, over channels:",
         "shift: |test batch's mean - running mean|, in running standard deviations",
         "ratio: test batch's std / running std, where std = sqrt(var + epsilon)",
         table,

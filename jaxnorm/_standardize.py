@@ -1,6 +1,5 @@
 """Standardize: (x - mean) * rsqrt(var + epsilon) * scale + bias, and its inverse."""
 
-import functools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Ar
     mul = times(a.gain, inner)
     c = center(meet(x), meet(a.mean), keep, HEADROOM)
     # apart, or XLA:CPU multiplies HEADROOM into the vector instead, whose smallest values it flushes to 0
-    y = (own(c, 12) if a.mean is None else c) * meet(mul)
+    y = (own(c, 16) if a.mean is None else c) * meet(mul)
     shift = plus(None if outer is not None else bias, minus(times(mul, a.low, HEADROOM)))
     y = y if shift is None else y + meet(shift)
     if outer is not None:
@@ -75,10 +74,10 @@ def apply_tangent(
     """The linear map (dx, dmean, dgain, dscale, dbias) -> dy; None is an absent tangent.
 
     Everything small is combined BEFORE it meets x, in `along` and `plain`: the transpose then takes two
-    x-sized sums and no more, of the cotangent and of its product with x - mean.
+    x-sized sums and no more, of the cotangent and of its product with x - mean. The parts are passes of
+    their own, and so are their transposes.
     """
     inner, outer = _split(x, a)
-    meet = partial(_meet, x, 11)
     rstd, drstd = a.gain * HEADROOM, times(dgain, HEADROOM)
     mul = times(rstd, inner)
     dmean, drstd = devices.vary_together([dmean, drstd], mul)
@@ -86,15 +85,21 @@ def apply_tangent(
     plain = plus(minus(times(dmean, mul)), minus(times(along, a.low)))
     plain = plus(plain, None if outer is not None else dbias)
     along, plain = devices.vary_together([along, plain], x)
-    c = center(meet(x), meet(a.mean), keep)
-    parts = [times(dx, meet(mul)), times(meet(along), c), meet(plain)]
+
+    def part(number: int, *factors: Maybe) -> Maybe:
+        return times(*(_meet(x, number, f) for f in factors))
+
+    def centered(number: int) -> Array:
+        return center(_meet(x, number, x), _meet(x, number, a.mean), keep)
+
+    parts = [
+        times(dx, part(11, mul, outer)),
+        times(part(12, along, outer), centered(12)),
+        part(13, plain, outer),
+    ]
     if outer is not None:
-        hat = plus(c * meet(rstd), minus(meet(times(rstd, a.low))))
-        parts = [
-            times(functools.reduce(plus, parts), meet(outer)),
-            times(meet(dscale), hat),
-            meet(dbias),
-        ]
+        hat = plus(centered(14) * part(14, rstd), minus(part(14, times(rstd, a.low))))
+        parts += [times(part(14, dscale), hat), part(15, dbias)]
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 
 
