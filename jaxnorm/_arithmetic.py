@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-# An array, or None: an absent value, which costs nothing.
+# An array, or None: an absent value, which is 0 and costs nothing.
 Maybe: TypeAlias = Any
 
 # x and its mean are multiplied by this power of two before they are subtracted and summed. It is exact,
@@ -74,10 +74,14 @@ def common(*values: Any) -> list[Array]:
 
 
 def times(v: Maybe, *factors: Maybe) -> Any:
-    """The product, absent if v is; absent factors are 1."""
+    """The product; an absent factor is 0, and so is the product."""
     for f in factors:
-        if v is not None and f is not None:
-            v = (v * f if f != 1 else v) if isinstance(f, float) else operator.mul(*common(v, f))
+        if v is None or f is None:
+            return None
+        if not isinstance(f, float):
+            v = operator.mul(*common(v, f))
+        elif f != 1:
+            v = v * f
     return v
 
 

@@ -46,17 +46,16 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
 
 def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:
     """y, in one pass over x. Where not `keep`, y is the bias."""
-    inner, outer = _split(x, a)
     meet = partial(_meet, x, 10)
+    inner, outer = _split(x, a)
     mul = times(a.gain, inner)
+    shift, late = (bias, None) if outer is None else (None, bias)
     c = center(meet(x), meet(a.mean), keep, HEADROOM)
     # apart, or XLA:CPU multiplies HEADROOM into the vector instead, whose smallest values it flushes to 0
     y = (own(c, 16) if a.mean is None else c) * meet(mul)
-    shift = plus(None if outer is not None else bias, minus(times(mul, a.low, HEADROOM)))
-    y = y if shift is None else y + meet(shift)
+    y = plus(y, meet(plus(shift, minus(times(a.low, mul, HEADROOM)))))
     if outer is not None:
-        y = y * meet(outer)
-        y = y if bias is None else y + meet(bias)
+        y = plus(y * meet(outer), meet(late))
     return y.astype(dtype)
 
 
@@ -81,34 +80,37 @@ def apply_tangent(
     rstd, drstd = a.gain * HEADROOM, times(dgain, HEADROOM)
     mul = times(rstd, inner)
     dmean, drstd = devices.vary_together([dmean, drstd], mul)
-    along = plus(times(drstd, inner), times(None if outer is not None else dscale, rstd))
-    plain = plus(minus(times(dmean, mul)), minus(times(along, a.low)))
-    plain = plus(plain, None if outer is not None else dbias)
+    along = times(drstd, inner)
+    plain = minus(times(dmean, mul))
+    if outer is None:
+        along = plus(along, times(dscale, rstd))
+        plain = plus(plain, dbias)
+    plain = plus(plain, minus(times(along, a.low)))
     along, plain = devices.vary_together([along, plain], x)
-
-    def part(number: int, *factors: Maybe) -> Maybe:
-        return times(*(_meet(x, number, f) for f in factors))
 
     def centered(number: int) -> Array:
         return center(_meet(x, number, x), _meet(x, number, a.mean), keep)
 
+    def scaled(v: Maybe, number: int) -> Maybe:
+        return v if outer is None else times(v, _meet(x, number, outer))
+
     parts = [
-        times(dx, part(11, mul, outer)),
-        times(part(12, along, outer), centered(12)),
-        part(13, plain, outer),
+        scaled(times(dx, _meet(x, 11, mul)), 11),
+        scaled(times(_meet(x, 12, along), centered(12)), 12),
+        scaled(_meet(x, 13, plain), 13),
     ]
     if outer is not None:
-        hat = plus(centered(14) * part(14, rstd), minus(part(14, times(rstd, a.low))))
-        parts += [times(part(14, dscale), hat), part(15, dbias)]
+        hat = plus(centered(14) * _meet(x, 14, rstd), minus(_meet(x, 14, times(a.low, rstd))))
+        parts += [times(_meet(x, 14, dscale), hat), _meet(x, 15, dbias)]
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 
 
-def _split(x: Array, a: Affine) -> tuple[Maybe, Maybe]:
+def _split(x: Array, a: Affine) -> tuple[Array | float, Array | None]:
     """scale as (inner, outer): multiplied into the gain, unless the product would be as large as x."""
     if a.scale is None:
-        return None, None
+        return 1.0, None
     crossed = jnp.broadcast_shapes(a.gain.shape, a.scale.shape) == x.shape
-    return (None, a.scale) if crossed else (a.scale, None)
+    return (1.0, a.scale) if crossed else (a.scale, None)
 
 
 def _meet(x: Array, number: int, v: Maybe) -> Maybe:
