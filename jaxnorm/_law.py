@@ -37,10 +37,14 @@ def pool(
     """
     offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
     mean, low = two_sum(times(pivot, unit), offset)
-    variances = [
-        jnp.maximum(second - abs2(offset * s), 0) for second, (_, s, _) in zip(seconds, levels, strict=True)
-    ]
+    variances = [_less(second, abs2(offset * s)) for second, (_, s, _) in zip(seconds, levels, strict=True)]
     return times(mean, 1 / unit), times(low, 1 / unit), variances
+
+
+def _less(second: Array, square: Array) -> Array:
+    """second - square; 0 where it is lost in rounding, so that a constant has no variance at all."""
+    var = second - square
+    return jnp.where(var <= square * 2.0**-22, jnp.zeros_like(var), var)
 
 
 def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> Sample:

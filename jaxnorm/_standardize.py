@@ -41,7 +41,9 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
     if dvar is None:
         return None
     rstd = g * HEADROOM
-    return -0.5 * (rstd * dvar) * rstd * g
+    # at the largest numbers rstd is flushed to 0, and dvar may be infinite
+    change = jnp.where(rstd == 0, jnp.zeros_like(g), rstd * dvar)
+    return -0.5 * change * rstd * g
 
 
 def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:

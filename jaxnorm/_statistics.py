@@ -85,6 +85,8 @@ class _Points(NamedTuple):
         """mean, low, var and tiny by sums about a pivot, in the passes number `first` and `first` + 1."""
         dtype = wide(self.x.dtype)
         one = jnp.ones((), jnp.finfo(dtype).dtype) if unit is None else unit
+        # written out: a loop over x that computed it again could round it otherwise
+        pivot = None if pivot is None else vector(pivot, first)
 
         def d(number: int) -> Array:
             v = own(self.x, number, dtype)
@@ -99,30 +101,41 @@ class _Points(NamedTuple):
 
         start = jnp.zeros((), dtype) if pivot is None else pivot
         mean, low, (var,) = pool(start, one, d(first), [(d(first + 1), 1.0, 0.0)], averages)
-        return [mean, low, var / one / one, var * jnp.square(shrink(dtype) / one)]
+        # 0 apart: what XLA makes of its two divisions is one by a square that underflows
+        full = jnp.where(var > 0, var / one / one, var)
+        return [mean, low, full, var * jnp.square(shrink(dtype) / one)]
 
 
 def _accurate(points: _Points) -> list[Array]:
     """About a pivot, in one read of x; with weights in two, of which the first finds the pivot."""
     if points.where is None:
         middle, unit = pivot(points.x, points.over.axes)
-    else:
-        x = own(points.x, 7, wide(points.x.dtype))
-        room = vector(jnp.full([1] * x.ndim, HEADROOM, jnp.finfo(x.dtype).dtype), 7)
-        middle, size = (v / HEADROOM for v in points.average(times(x, room), jnp.abs(x) * room))
-        unit = data_unit(size)
-    return points.about(4, middle if points.over.centered else None, unit)
+        return points.about(4, middle if points.over.centered else None, unit)
+    x = points.x.astype(wide(points.x.dtype))
+    mean, size = (v / HEADROOM for v in points.average(x * HEADROOM, jnp.abs(x) * HEADROOM))
+    return points.about(4, mean if points.over.centered else None, data_unit(size))
 
 
 def _cheap(points: _Points) -> list[Array]:
-    """XLA:CPU's cheapest sums, and the accurate ones where these are not good enough."""
-    plain = points.where is None or not points.over.centered
-    middle = None if plain else points.average(own(points.x, 3, wide(points.x.dtype)))[0]
+    """XLA:CPU's cheapest sums, and accurate ones where these are not good enough."""
+    dtype, centered = wide(points.x.dtype), points.over.centered
+    plain = points.where is None or not centered
+    middle = None if plain else points.average(own(points.x, 3, dtype))[0]
     mean, low, var, tiny = points.about(1, middle)
-    good = jnp.isfinite(var)
-    if plain and points.over.centered:
-        good &= abs2(mean) <= _MAX_RATIO * var
-    return lax.cond(jnp.all(good), lambda: [mean, low, var, tiny], lambda: _accurate(points))
+    good = finite = jnp.isfinite(var)
+    if plain and centered:
+        good = abs2(mean) <= _MAX_RATIO * var
+
+    def retaken() -> list[Array]:
+        unit = jnp.where(finite, jnp.ones_like(var), jnp.full_like(var, shrink(dtype)))
+        if not centered:
+            return points.about(4, None, unit)
+        # an array: a constant that meets x in a sum is written out, as large as x
+        room = vector(jnp.full_like(var, HEADROOM), 7)
+        (mean,) = points.average(times(own(points.x, 7, dtype), room))
+        return points.about(4, mean / HEADROOM, unit)
+
+    return lax.cond(jnp.all(good), lambda: [mean, low, var, tiny], retaken)
 
 
 # ---------------------------------------------------------------- their derivative

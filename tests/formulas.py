@@ -19,7 +19,7 @@ def along(xp, v, features, ndim):
 
 def pooled(xp, x, axes, where, centred=True):
     """Weighted mean and variance, with the number of points that count."""
-    w = xp.broadcast_to(xp.ones(()) if where is None else where * 1.0, x.shape)
+    w = xp.broadcast_to(xp.ones(()) if where is None else xp.asarray(where, dtype=float), x.shape)
     x = xp.where(w > 0, x, 0)  # a hidden NaN is no number to multiply by zero
     total = xp.sum(w, axes, keepdims=True)
     divisor = xp.where(total > 0, total, 1)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variants import assert_close, draw, exact, norms, over, over_weights, rows, types
+from variants import assert_close, draw, exact, named, norms, over, types
 
 EXACT = 1e-10
 
@@ -44,19 +44,20 @@ def direction(free, seed):
 
 
 def modes(function, inputs):
-    """One number or tree for each way of differentiating."""
+    """The value's derivatives by each way of differentiating, and theirs."""
     loss, free = smooth(function, inputs)
     u, v = direction(free, 4), direction(free, 5)
-    grad = jax.grad(loss)
 
     def along(t):
         return jax.jvp(loss, (t,), (u,))[1]
 
+    reverse, forward_over_reverse = jax.jvp(jax.grad(loss), (free,), (v,))
+    forward, reverse_over_forward = jax.value_and_grad(along)(free)
     return {
-        "forward": along(free),
-        "reverse": grad(free),
-        "forward over reverse": jax.jvp(grad, (free,), (v,))[1],
-        "reverse over forward": jax.grad(along)(free),
+        "forward": forward,
+        "reverse": reverse,
+        "forward over reverse": forward_over_reverse,
+        "reverse over forward": reverse_over_forward,
     }
 
 
@@ -68,31 +69,43 @@ def without_weights_of_state(modes):
     }
 
 
-@over_weights(norms(), "weights")
-def test_every_mode_and_order(variant, where, float64):
-    inputs = draw(variant, jnp.float64, where)
-    if where:  # a weight of zero is a kink: who is not seen has no slope
-        inputs = inputs._replace(where=inputs.where + 0.25)
+def assert_same_modes(variant, inputs):
     actual = jax.jit(partial(modes, variant.function))(inputs)
     expected = jax.jit(partial(modes, partial(variant.formula, jnp)))(inputs)
     assert_close(without_weights_of_state(actual), without_weights_of_state(expected), EXACT)
 
 
-@pytest.mark.parametrize("where", [None, "mask", "weights"])
+@over(norms())
+def test_every_mode_and_order(variant, float64):
+    assert_same_modes(variant, draw(variant, jnp.float64))
+
+
+@over(named("batch", "layer", "rms", "group"))
+def test_every_mode_and_order_with_weights(variant, float64):
+    inputs = draw(variant, jnp.float64, "weights")
+    # away from zero, a kink: who is not seen has no slope
+    assert_same_modes(variant, inputs._replace(where=inputs.where + 0.25))
+
+
+@pytest.mark.parametrize("where", ["mask", "weights"])
 @over(norms("where"))
-def test_values_and_gradients_in_float64(variant, where, float64):
-    """As above with nothing, or booleans, or zeros among the weights; and the values themselves."""
+def test_values_and_gradients_of_a_weighted_sample(variant, where, float64):
     inputs = draw(variant, jnp.float64, where)
+
+    def both(function):
+        loss, free = smooth(function, inputs)
+        return jax.jit(jax.value_and_grad(lambda x: loss(free | {"x": x})))(inputs.x)
+
+    assert_close(both(variant.function), both(partial(variant.formula, jnp)), EXACT)
+
+
+@over(norms())
+def test_values_in_float64(variant, float64):
+    inputs = draw(variant, jnp.float64)
     assert_close(variant.function(*inputs), exact(variant, inputs), 1e-13)
 
-    def gradient(function):
-        loss, free = smooth(function, inputs)
-        return jax.jit(jax.grad(lambda x: loss(free | {"x": x})))(inputs.x)
 
-    assert_close(gradient(variant.function), gradient(partial(variant.formula, jnp)), EXACT)
-
-
-@over([v for v in norms("where") if v.name in ("batch", "layer", "group")])
+@over(named("batch", "layer", "group"))
 def test_weights_that_broadcast(variant, float64):
     """One weight for many points has the sum of their slopes."""
     inputs = draw(variant, jnp.float64, "weights")
@@ -118,7 +131,7 @@ def test_gradients_of_a_narrow_type(variant):
             y, _ = function(x, scale, bias, *inputs[3:])
             return jnp.sum((y * cotangent).astype(np.promote_types(y.dtype, np.float32)))
 
-        return jax.grad(loss, argnums=(0, 1, 2))(*inputs[:3])
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs[:3])
 
     actual = gradient(variant.function, inputs, cotangent)
     assert types(actual) == types(inputs[:3])
@@ -141,16 +154,16 @@ def test_gradients_of_complex_numbers(variant, float64):
         moved = inputs._replace(x=inputs.x + step * u, scale=inputs.scale * (1 + step))
         return exact(variant, moved)[0]
 
-    tangent = jax.jvp(y, inputs[:2], (u, inputs.scale))[1]
+    @jax.jit
+    def derivatives(*args):
+        return jax.jvp(y, args, (u, inputs.scale))[1], jax.vjp(y, *args)[1](ct)
+
+    tangent, (dx, dscale) = derivatives(*inputs[:2])
     assert_close(tangent, (value(1e-5) - value(-1e-5)) / 2e-5, 1e-8)
-    dx, dscale = jax.vjp(y, *inputs[:2])[1](ct)
     assert dscale.dtype == jnp.float64
     # the transpose: Re<ct, J u> = Re<J' ct, u>, where JAX pairs without a conjugate
-    np.testing.assert_allclose(
-        jnp.real(jnp.sum(ct * tangent)),
-        jnp.real(jnp.sum(dx * u) + jnp.sum(dscale * inputs.scale)),
-        rtol=1e-10,
-    )
+    pulled = jnp.real(jnp.sum(dx * u)) + jnp.sum(dscale * inputs.scale)
+    np.testing.assert_allclose(jnp.real(jnp.sum(ct * tangent)), pulled, rtol=1e-10)
 
 
 @over(norms())
@@ -165,14 +178,9 @@ def test_vmap_of_grad_is_a_loop(variant, float64):
 
         return of
 
-    def total(x):
-        each = jax.vmap(lambda x, i: variant.function(*i._replace(x=x))[0])(x, stacked)
-        return jnp.sum(weigh(each[0].shape)[None] * jnp.sin(each))
-
     loop = jax.jit(grad(partial(variant.formula, jnp)))
     expected = jax.tree.map(lambda *v: jnp.stack(v), *map(loop, several))
     assert_close(jax.jit(jax.vmap(grad(variant.function)))(stacked), expected, EXACT)
-    assert_close(jax.jit(jax.grad(total))(stacked.x), expected["x"], EXACT)
 
 
 @over(norms())
@@ -192,7 +200,7 @@ def test_grad_of_scan_of_remat(variant, float64):
     assert_close(actual, gradients(partial(variant.formula, jnp)), EXACT)
 
 
-@over([v for v in rows("state") if v.name == "batch"])
+@over(named("batch"))
 def test_gradients_through_a_traced_train(variant, float64):
     inputs = draw(variant, jnp.float64, "mask")
 

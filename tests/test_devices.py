@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from variants import assert_close, draw, rows
+from variants import assert_close, draw, named, rows
 
 import jaxnorm as jn
 
 DEVICES, POINTS = 4, 3
-SAMPLED = [v for v in rows("where") if v.name != "batch evaluation"]
-FEW = [v for v in SAMPLED if v.name in ("batch", "layer", "group")]
+SAMPLED = [v for v in rows("where") if v.name not in ("batch evaluation", "batch debiased")]
+FEW = named("batch", "layer", "group")
 
 
 def mesh(*sizes, kind=AxisType.Auto):
@@ -80,7 +80,7 @@ def results(function, free, fixed, ct):
 
 CASES = [(v, "mask", "shard_map") for v in SAMPLED]
 CASES += [(v, "mask", mode) for v in FEW for mode in MODES if mode != "shard_map"]
-CASES += [(v, where, mode) for v in FEW for where in (None, "weights") for mode in ("shard_map", "vmap")]
+CASES += [(v, where, "shard_map") for v in FEW for where in (None, "weights")]
 
 
 @pytest.mark.parametrize(("variant", "where", "mode"), CASES, ids=lambda v: str(v or "full"))
@@ -100,7 +100,7 @@ def test_devices_are_one_device(variant, where, mode):
     where = {} if "where" in free else {"where": local.pop("where")}
     stats = jax.tree.map(lambda v: jnp.stack([v] * DEVICES), inputs.stats)
     mapped = MODES[mode](partial(function, axis_name="a"))
-    (y, state), grads = results(mapped, local, {**where, "stats": stats}, spread(ct, axis))
+    (y, state), grads = jax.jit(partial(results, mapped))(local, {**where, "stats": stats}, spread(ct, axis))
     assert_close(gathered(y, axis), expected[0], 1e-6)
     assert_close(jax.tree.map(lambda v: gathered(v, axis), grads), slopes, 1e-6)
     for device in range(DEVICES):
@@ -123,21 +123,20 @@ def test_forward_mode_and_second_order(mode):
         tangent = jax.jvp(lambda x: function(x, where), (x,), (u,))[1]
         return tangent, jax.jvp(jax.grad(loss), (x,), (u,))[1]
 
-    expected = derivatives(layer, x, where, jnp.cos(x))
+    expected = jax.jit(partial(derivatives, layer))(x, where, jnp.cos(x))
     mapped = MODES[mode](partial(layer, axis_name="a"))
-    actual = derivatives(mapped, *(spread(v, 0) for v in (x, where, jnp.cos(x))))
+    actual = jax.jit(partial(derivatives, mapped))(*(spread(v, 0) for v in (x, where, jnp.cos(x))))
     assert_close(tuple(gathered(v, 0) for v in actual), expected, 2e-6)
 
 
 @over_modes
-@pytest.mark.parametrize("mean", [1e2, 1e4])
-def test_statistics_are_accurate_however_the_devices_differ(mode, mean):
-    x = np.random.default_rng(0).normal(mean, 1, (DEVICES, 256, 3)).astype(np.float32)
+def test_statistics_are_accurate_however_the_devices_differ(mode):
+    x = np.random.default_rng(0).normal(1e4, 1, (DEVICES, 256, 3)).astype(np.float32)
     x[1] += 10
     where = np.ones((DEVICES, 256, 1), bool)
     where[0, 3:] = where[3] = False
-    m = MODES[mode](partial(jn.moments, axis=0, axis_name="a"))(x)
-    masked = MODES[mode](lambda x, w: jn.moments(x, 0, where=w, axis_name="a"))(x, where)
+    m = jax.jit(MODES[mode](partial(jn.moments, axis=0, axis_name="a")))(x)
+    masked = jax.jit(MODES[mode](lambda x, w: jn.moments(x, 0, where=w, axis_name="a")))(x, where)
     for actual, seen in ((m, x.reshape(-1, 3)), (masked, x[where[..., 0]])):
         seen = seen.astype(np.float64)
         np.testing.assert_allclose(actual.var[0], seen.var(0), rtol=5e-6)
@@ -150,7 +149,7 @@ def test_no_device_sees_anything(mode):
     x, nothing = jnp.full((DEVICES, 2, 3), jnp.nan), jnp.zeros((DEVICES, 2, 1), bool)
     stats, bias = jn.initial_stats((3,)), jnp.float32([1, 2, 3])
     layer = partial(jn.batch_norm, train=True, bias=bias, axis_name="a")
-    y, state = MODES[mode](lambda x, w: layer(x, stats, where=w))(x, nothing)
+    y, state = jax.jit(MODES[mode](lambda x, w: layer(x, stats, where=w)))(x, nothing)
     np.testing.assert_array_equal(y, jnp.broadcast_to(bias[None, None], y.shape))
     for device in range(DEVICES):
         jax.tree.map(lambda v, old, d=device: np.testing.assert_array_equal(v[d], old), state, stats)
@@ -174,8 +173,8 @@ def test_gradients_of_shared_parameters_taken_inside(check_vma):
 
     specs = {"in_specs": (P(), P(), P("a"), P("a")), "out_specs": P()}
     mapped = jax.shard_map(inside, mesh=mesh(DEVICES), check_vma=check_vma, **specs)
-    expected = jax.grad(loss, argnums=(0, 1))(scale, bias, x, where)
-    assert_close(mapped(scale, bias, x, where), expected, 2e-6)
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1)))(scale, bias, x, where)
+    assert_close(jax.jit(mapped)(scale, bias, x, where), expected, 2e-6)
 
 
 def test_the_state_scans_inside_shard_map():
@@ -190,7 +189,7 @@ def test_the_state_scans_inside_shard_map():
     specs = {"in_specs": (P(), P(None, "a")), "out_specs": (P(), P(None, "a"))}
     mapped = jax.shard_map(partial(train, axis_name="a"), mesh=mesh(DEVICES), **specs)
     start = jn.initial_stats((3,), weight=0.0)
-    assert_close(mapped(start, x), train(start, x), 2e-6)
+    assert_close(jax.jit(mapped)(start, x), train(start, x), 2e-6)
 
 
 @pytest.mark.parametrize("names", ["a", "b", ("a", "b")])
@@ -208,7 +207,7 @@ def test_one_axis_of_two_or_both(names):
         return parts.transpose(*np.argsort(order), 2, 3).reshape(8, 2, 3)
 
     mapped = jax.shard_map(local, mesh=mesh(2, 4), in_specs=P(("a", "b")), out_specs=P(("a", "b")))
-    assert_close(mapped(x), together(x), 1e-6)
+    assert_close(jax.jit(mapped)(x), together(x), 1e-6)
 
 
 def test_groups_of_devices():
@@ -244,4 +243,4 @@ def test_sharded_arrays_under_jit_need_no_name(kind):
     with jax.set_mesh(here):
         placed = jax.device_put(x, NamedSharding(here, P("a")))
         actual = jax.jit(layers)(placed), jax.jit(jax.grad(loss))(placed)
-    assert_close(jax.device_get(actual), (layers(x), jax.grad(loss)(x)), 2e-6)
+    assert_close(jax.device_get(actual), (layers(x), jax.jit(jax.grad(loss))(x)), 2e-6)

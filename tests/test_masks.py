@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variants import assert_close, draw, norms, over, rows, types
+from variants import assert_close, draw, norms, over, over_weights, rows, types
 
 MASKED = [v for v in rows("where") if v.name != "batch evaluation"]  # it takes no sample
 NUMBERLESS = [jnp.nan, jnp.inf, -jnp.inf]
@@ -31,7 +31,7 @@ def line(variant, values):
     return jnp.asarray(values).reshape(shape)
 
 
-@over(rows("where"))
+@over(norms("where"))
 def test_a_mask_is_the_unmasked_subset(variant):
     inputs = whole(variant, draw(variant))
     keep = np.arange(variant.shape[variant.sample]) % 3 != 1
@@ -41,7 +41,7 @@ def test_a_mask_is_the_unmasked_subset(variant):
     assert_close((jnp.take(y, index, variant.sample), state), expected, 2e-6)
 
 
-@over(rows("where"))
+@over(norms("where"))
 def test_whole_weights_are_repeated_points(variant):
     inputs = whole(variant, draw(variant))
     counts = np.zeros(variant.shape[variant.sample], np.float32)
@@ -50,8 +50,7 @@ def test_whole_weights_are_repeated_points(variant):
     index = np.repeat(np.arange(counts.size), counts.astype(int))
     expected, remembered = variant.function(*taken(inputs, index, variant.sample))
     assert_close(jnp.take(y, index, variant.sample), expected, 2e-6)
-    if variant.name != "batch unbiased":  # there n counts places, however heavy
-        assert_close(state, remembered, 2e-6)
+    assert_close(state, remembered, 2e-6)
 
 
 @over(norms("where"))
@@ -80,10 +79,10 @@ def compiled(variant):
 
 
 @pytest.mark.parametrize("where", ["mask", "weights"])
-@over(rows("where"))
+@over(norms("where"))
 def test_what_is_masked_reaches_nothing(variant, where):
     inputs = draw(variant, where=where)
-    seen = inputs.where > 0
+    seen = inputs.where.astype(bool)
     direction, cotangent = jnp.sin(inputs.x), jnp.where(seen, jnp.cos(inputs.x), 0)
 
     def results(hidden):
@@ -96,8 +95,7 @@ def test_what_is_masked_reaches_nothing(variant, where):
         jax.tree.map(np.testing.assert_array_equal, results(value), expected)
 
 
-@pytest.mark.parametrize("where", ["mask", "weights"])
-@over(MASKED)
+@over_weights(MASKED, "mask")
 def test_an_empty_sample_gives_bias_and_changes_nothing(variant, where):
     inputs = draw(variant, where=where)
     ones = jnp.ones_like(inputs.x)

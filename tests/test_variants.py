@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variants import VARIANTS, assert_close, draw, exact, norms, over, over_weights, rows, types
+from variants import (
+    VARIANTS,
+    assert_close,
+    draw,
+    exact,
+    named,
+    norms,
+    over,
+    over_weights,
+    rows,
+    types,
+)
 
 PRECISION = {"float32": 5e-6, "bfloat16": 2**-8, "float16": 2**-10}
 
@@ -29,7 +40,7 @@ def test_value(variant, dtype):
     assert_value(variant, draw(variant, jnp.dtype(dtype)), PRECISION[dtype])
 
 
-@over([v for v in VARIANTS if v.name in ("batch", "layer", "rms", "group", "local response")])
+@over(named("batch", "layer", "rms", "group", "local response"))
 def test_value_in_float16(variant):
     assert_value(variant, draw(variant, jnp.float16), PRECISION["float16"])
 
@@ -40,7 +51,7 @@ def test_value_of_a_weighted_sample(variant, where):
     assert_value(variant, draw(variant, where=where), PRECISION["float32"])
 
 
-@over(rows("state"))
+@over(named("batch", "batch evaluation", "batch cumulative"))
 def test_a_float32_state_stays_float32_under_float64(variant):
     with jax.enable_x64(True):
         inputs = draw(variant)
@@ -69,10 +80,9 @@ def test_scale_and_bias_of_any_shape_broadcast(variant):
     sample = (variant.shape[0], *(1,) * (len(variant.shape) - 1))
     scale, bias = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (sample, ()))
     assert_value(variant, draw(variant)._replace(scale=scale, bias=bias), PRECISION["float32"])
-    assert_value(variant, draw(variant)._replace(scale=None), PRECISION["float32"])
 
 
-@over_weights(VARIANTS, None, "mask")
+@over_weights(VARIANTS, "mask")
 def test_jit_of_vmap_is_a_loop(variant, where):
     several = [draw(variant, where=where, seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *several)
@@ -100,7 +110,7 @@ def test_scan_carries_the_state(variant):
     assert_close(last, state, 1e-6)
 
 
-@over(rows("state"))
+@over(named("batch", "batch several feature axes", "batch cumulative"))
 def test_train_may_be_traced(variant):
     inputs = draw(variant, where="mask")
     traced = jax.jit(lambda train, i: variant.function(*i, train=train))
@@ -133,14 +143,29 @@ def test_the_returned_state_carries_no_gradient(variant):
         np.testing.assert_array_equal(v, 0)
 
 
-@over_weights(VARIANTS, "mask")
-def test_the_batch_may_be_symbolic(variant, where):
-    inputs = draw(variant, where=where)
+def symbolic(inputs):
+    """Shapes and types, with a batch of any size."""
     (b,) = jax.export.symbolic_shape("b")
+
+    def batched(v):
+        return jax.ShapeDtypeStruct((b, *v.shape[1:]), v.dtype)
+
     alike = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), inputs)
-    batched = jax.tree.map(lambda v: jax.ShapeDtypeStruct((b, *v.shape[1:]), v.dtype), (alike.x, alike.where))
-    specs = alike._replace(x=batched[0], where=batched[1])
-    exported = jax.export.export(jax.jit(variant.function))(*specs)
-    x, where = jax.tree.map(lambda v: v[:2], (inputs.x, inputs.where))
-    part = inputs._replace(x=x, where=where)
-    assert_close(exported.call(*part), exact(variant, part), PRECISION["float32"])
+    return alike._replace(x=batched(inputs.x), where=jax.tree.map(batched, inputs.where))
+
+
+@over_weights(VARIANTS, None, "mask")
+def test_shapes_of_a_symbolic_batch(variant, where):
+    inputs = draw(variant, where=where)
+    y, state = jax.eval_shape(variant.function, *symbolic(inputs))
+    assert types(y) == types(symbolic(inputs).x)
+    assert types(state) == (types(inputs.stats) if "state" in variant.takes else None)
+
+
+@over(named("batch", "layer", "rms", "group", "standardize", "unit ord 2", "local response"))
+def test_one_export_serves_every_batch(variant):
+    inputs = draw(variant)
+    exported = jax.export.export(jax.jit(variant.function))(*symbolic(inputs))
+    for n in (2, 3):
+        part = inputs._replace(x=inputs.x[:n])
+        assert_close(exported.call(*part), exact(variant, part), PRECISION["float32"])

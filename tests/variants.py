@@ -182,6 +182,10 @@ def norms(*options):
     return [v for v in rows(*options) if v.name not in averages]
 
 
+def named(*names):
+    return [v for v in VARIANTS if v.name in names]
+
+
 def over(variants):
     return pytest.mark.parametrize("variant", variants, ids=str)
 
