@@ -121,6 +121,7 @@ def batch_norm(
             check.affine("batch_norm", "bias", bias, x, features),
             check.epsilon("batch_norm", epsilon),
             dtype=dtype,
+            where=weights,
         )
         return y, old
 

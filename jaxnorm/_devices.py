@@ -1,6 +1,7 @@
 """Devices: sums over named axes, in one collective, under every way that JAX has to name an axis."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,21 @@ def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
     return Names(found, groups)
 
 
+@contextlib.contextmanager
+def explained(function: str, over: Names) -> Iterator[None]:
+    """JAX's refusal of groups, as an error that names the way that works."""
+    try:
+        yield
+    except NotImplementedError:
+        if over.groups is None:
+            raise
+        raise ValueError(
+            f"{function}: axis_index_groups={over.groups}: JAX takes groups only under jax.pmap and under "
+            f"jax.shard_map(check_vma=False); instead, make the mesh axis {over.names} two axes, one "
+            f"across the groups and one within, and give the inner one as axis_name."
+        ) from None
+
+
 def size(over: Names) -> int:
     """How many devices take part in a sum."""
     if not over.names:
@@ -60,16 +76,7 @@ def pmean(over: Names, values: Sequence[Array]) -> list[Array]:
 
 
 def _psum(over: Names, v: Array) -> Array:
-    if over.groups is None:
-        return lax.psum(v, over.names)
-    try:
-        return lax.psum(v, over.names, axis_index_groups=over.groups)
-    except NotImplementedError:
-        raise ValueError(
-            f"axis_index_groups={over.groups!r}: JAX takes groups only under jax.pmap and under "
-            f"jax.shard_map(check_vma=False); instead, make the mesh axis {over.names} two axes, one "
-            f"across the groups and one within, and give the inner one as axis_name."
-        ) from None
+    return lax.psum(v, over.names, axis_index_groups=over.groups)
 
 
 def _together(collective: Any, values: Sequence[Array]) -> list[Array]:

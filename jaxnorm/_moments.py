@@ -83,7 +83,8 @@ def moments(
         about = check.broadcastable("moments", "about", about, kept, "the moments")
         about = about.astype(wide(x.dtype))
         x = x.astype(about.dtype) - about
-    s = statistics.sample(over, x, weights)
+    with devices.explained("moments", names):
+        s = statistics.sample(over, x, weights)
     mean = s.mean + jax.lax.stop_gradient(s.low)
     m = Moments(mean if zero else mean + about, s.var, s.weight)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))

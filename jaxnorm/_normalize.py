@@ -14,7 +14,7 @@ from jaxnorm._moments import Moments
 from jaxnorm._passes import copies
 from jaxnorm._rule import with_tangent
 from jaxnorm._standardize import Affine, apply, apply_tangent, gain, gain_tangent
-from jaxnorm._statistics import Over, keep, take, tangent
+from jaxnorm._statistics import Over, take, tangent, usable
 
 
 class Spec(NamedTuple):
@@ -62,7 +62,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         dy = apply_tangent(
             x,
             _affine(spec, mean, low, gain, scale),
-            keep(x, where),
+            usable(x, where),
             spec.dtype,
             *(d, dmean, dgain, dscale, dbias),
         )
@@ -92,12 +92,12 @@ def normalize(
 ) -> tuple[Array, Moments]:
     """y and its Moments, with as many axes as x, for the public function of that name."""
     names = devices.bound(function, axis_name, axis_index_groups)
-    out = _normalize(
-        Spec(Over(axes, names, centered), jnp.dtype(dtype or x.dtype)),
-        x,
+    args = (
         check.affine(function, "scale", scale, x, features),
         check.affine(function, "bias", bias, x, features),
         check.weights(function, where, x),
         check.epsilon(function, epsilon),
     )
+    with devices.explained(function, names):
+        out = _normalize(Spec(Over(axes, names, centered), jnp.dtype(dtype or x.dtype)), x, *args)
     return out.y, Moments(out.mean, out.var, out.weight)

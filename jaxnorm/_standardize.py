@@ -14,6 +14,7 @@ from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, shrink, ti
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies, own, total, vector
 from jaxnorm._rule import with_tangent
+from jaxnorm._statistics import usable
 
 
 class Affine(NamedTuple):
@@ -131,30 +132,39 @@ class _Given(NamedTuple):
     gain: Array
 
 
-def _given(dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array) -> _Given:
+def _given(
+    dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, where: Any
+) -> _Given:
     g = gain(var, epsilon)
     return _Given(apply(x, Affine(mean, None, g, scale), bias, None, dtype), g)
 
 
 def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
-    def linear(kept: Any, dx: Any, dmean: Any, dvar: Any, dscale: Any, dbias: Any, _: Any) -> Any:
-        x, affine = kept
+    def linear(kept: Any, dx: Any, dmean: Any, dvar: Any, dscale: Any, dbias: Any, *_: Any) -> Any:
+        x, affine, where = kept
         dgain = gain_tangent(affine.gain, dvar)
         dx = None if dx is None else copies(dx, 1, wide(x.dtype))[0]
-        return apply_tangent(x, affine, None, dtype, dx, dmean, dgain, dscale, dbias), dgain
+        return apply_tangent(x, affine, usable(x, where), dtype, dx, dmean, dgain, dscale, dbias), dgain
 
-    x, mean, _, scale, *_ = args
-    return linear, (x, Affine(mean, None, out.gain, scale))
+    x, mean, _, scale, *_, where = args
+    return linear, (x, Affine(mean, None, out.gain, scale), where)
 
 
 _standardize = with_tangent(_given, _given_tangent)
 
 
 def given(
-    x: Array, m: Moments, scale: Maybe, bias: Maybe, epsilon: Array, *, dtype: DTypeLike | None
+    x: Array,
+    m: Moments,
+    scale: Maybe,
+    bias: Maybe,
+    epsilon: Array,
+    *,
+    dtype: DTypeLike | None,
+    where: Maybe = None,
 ) -> Array:
-    """y by Moments of as many axes as x."""
-    return _standardize(jnp.dtype(dtype or x.dtype), x, *_known(m), scale, bias, epsilon).y
+    """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
+    return _standardize(jnp.dtype(dtype or x.dtype), x, *_known(m), scale, bias, epsilon, where).y
 
 
 def _known(m: Moments) -> tuple[Array, Array]:

@@ -164,13 +164,13 @@ def tangent(
     first, second, dweight = [], [], []
     if dx is not None:
         a, b = dx
-        c = center(own(x, 8, dtype), own(s.mean, 8), keep(x, where))
+        c = center(own(x, 8, dtype), own(s.mean, 8), usable(x, where))
         along_mean = _sum(over, a, where)
         along = _sum(over, dot(c, b), where) - dot(s.low, along_mean)
         first.append(along_mean)
         second.append(2 * along)
     if dw is not None:
-        c = center(own(x, 9, dtype), own(s.mean, 9), keep(x, where)) - s.low
+        c = center(own(x, 9, dtype), own(s.mean, 9), usable(x, where)) - s.low
         first.append(_sum(over, dw.astype(dtype) * c))
         second.append(_sum(over, dw.astype(s.var.dtype) * (abs2(c) - s.var)))
         dweight.append(jnp.broadcast_to(_count(over, x, dw, s.var.dtype), s.weight.shape))
@@ -181,7 +181,7 @@ def tangent(
     return dmean, dvar, sums.pop(0) if dweight else None
 
 
-def keep(x: Array, where: Array | None) -> Array | None:
+def usable(x: Array, where: Array | None) -> Array | None:
     """Where x - mean may be used by a derivative: not where a masked NaN would meet a zero, as NaN * 0."""
     if where is None:
         return None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variants import assert_close, draw, exact, named, norms, over, types
+from variants import assert_close, draw, exact, kinds, named, norms, over, types
 
 EXACT = 1e-10
 
@@ -44,16 +44,17 @@ def direction(free, seed):
 
 
 def modes(function, inputs):
-    """The value's derivatives by each way of differentiating, and theirs."""
+    """A value, and its derivatives by each way of differentiating."""
     loss, free = smooth(function, inputs)
     u, v = direction(free, 4), direction(free, 5)
 
     def along(t):
         return jax.jvp(loss, (t,), (u,))[1]
 
-    reverse, forward_over_reverse = jax.jvp(jax.grad(loss), (free,), (v,))
+    (value, reverse), (_, forward_over_reverse) = jax.jvp(jax.value_and_grad(loss), (free,), (v,))
     forward, reverse_over_forward = jax.value_and_grad(along)(free)
     return {
+        "value": value,
         "forward": forward,
         "reverse": reverse,
         "forward over reverse": forward_over_reverse,
@@ -88,7 +89,7 @@ def test_every_mode_and_order_with_weights(variant, float64):
 
 
 @pytest.mark.parametrize("where", ["mask", "weights"])
-@over(norms("where"))
+@over(kinds("where"))
 def test_values_and_gradients_of_a_weighted_sample(variant, where, float64):
     inputs = draw(variant, jnp.float64, where)
 
@@ -99,9 +100,9 @@ def test_values_and_gradients_of_a_weighted_sample(variant, where, float64):
     assert_close(both(variant.function), both(partial(variant.formula, jnp)), EXACT)
 
 
-@over(norms())
-def test_values_in_float64(variant, float64):
-    inputs = draw(variant, jnp.float64)
+@over(named("batch", "batch unbiased", "batch cumulative"))
+def test_a_float64_state(variant, float64):
+    inputs = draw(variant, jnp.float64, "weights")
     assert_close(variant.function(*inputs), exact(variant, inputs), 1e-13)
 
 
@@ -119,7 +120,7 @@ def test_weights_that_broadcast(variant, float64):
     assert_close(gradient(variant.function), gradient(partial(variant.formula, jnp)), EXACT)
 
 
-@over(norms())
+@over(kinds())
 def test_gradients_of_a_narrow_type(variant):
     """Each gradient has its argument's type, and is rounded once."""
     dtype = jnp.bfloat16
@@ -141,7 +142,7 @@ def test_gradients_of_a_narrow_type(variant):
     assert_close(actual, expected, 2**-8)
 
 
-@over(norms("scale"))
+@over(kinds("scale"))
 def test_gradients_of_complex_numbers(variant, float64):
     inputs = draw(variant, jnp.complex128)
     rng = np.random.default_rng(3)
@@ -166,7 +167,7 @@ def test_gradients_of_complex_numbers(variant, float64):
     np.testing.assert_allclose(jnp.real(jnp.sum(ct * tangent)), pulled, rtol=1e-10)
 
 
-@over(norms())
+@over(kinds())
 def test_vmap_of_grad_is_a_loop(variant, float64):
     several = [draw(variant, jnp.float64, "mask", seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *several)
@@ -183,7 +184,7 @@ def test_vmap_of_grad_is_a_loop(variant, float64):
     assert_close(jax.jit(jax.vmap(grad(variant.function)))(stacked), expected, EXACT)
 
 
-@over(norms())
+@over(kinds())
 def test_grad_of_scan_of_remat(variant, float64):
     inputs = draw(variant, jnp.float64)
 

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from variants import assert_close, draw, named, rows
+from variants import assert_close, draw, named
 
 import jaxnorm as jn
 
 DEVICES, POINTS = 4, 3
-SAMPLED = [v for v in rows("where") if v.name not in ("batch evaluation", "batch debiased")]
+SAMPLED = named(
+    "batch several feature axes",
+    "batch unbiased",
+    "batch cumulative",
+    "layer several axes",
+    "layer per channel",
+    "rms",
+    "group channels first",
+    "instance",
+)
 FEW = named("batch", "layer", "group")
 
 
@@ -79,7 +88,7 @@ def results(function, free, fixed, ct):
 
 
 CASES = [(v, "mask", "shard_map") for v in SAMPLED]
-CASES += [(v, "mask", mode) for v in FEW for mode in MODES if mode != "shard_map"]
+CASES += [(v, "mask", mode) for v in FEW for mode in MODES]
 CASES += [(v, where, "shard_map") for v in FEW for where in (None, "weights")]
 
 

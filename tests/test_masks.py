@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variants import assert_close, draw, norms, over, over_weights, rows, types
+from variants import assert_close, draw, kinds, named, norms, over, over_weights, rows, types
 
 MASKED = [v for v in rows("where") if v.name != "batch evaluation"]  # it takes no sample
 NUMBERLESS = [jnp.nan, jnp.inf, -jnp.inf]
@@ -41,7 +41,7 @@ def test_a_mask_is_the_unmasked_subset(variant):
     assert_close((jnp.take(y, index, variant.sample), state), expected, 2e-6)
 
 
-@over(norms("where"))
+@over(kinds("where"))
 def test_whole_weights_are_repeated_points(variant):
     inputs = whole(variant, draw(variant))
     counts = np.zeros(variant.shape[variant.sample], np.float32)
@@ -53,7 +53,7 @@ def test_whole_weights_are_repeated_points(variant):
     assert_close(state, remembered, 2e-6)
 
 
-@over(norms("where"))
+@over(kinds("where"))
 def test_a_common_factor_of_the_weights_is_nothing(variant):
     inputs = draw(variant, where="weights")
     heavy, _ = variant.function(*inputs._replace(where=inputs.where * jnp.float32(1024)))
@@ -79,7 +79,7 @@ def compiled(variant):
 
 
 @pytest.mark.parametrize("where", ["mask", "weights"])
-@over(norms("where"))
+@over(kinds("where"))
 def test_what_is_masked_reaches_nothing(variant, where):
     inputs = draw(variant, where=where)
     seen = inputs.where.astype(bool)
@@ -108,7 +108,7 @@ def test_an_empty_sample_gives_bias_and_changes_nothing(variant, where):
         assert all(jnp.isfinite(v).all() for v in (tangent, *grads))
 
 
-@over([v for v in norms("where") if v in MASKED])
+@over(named("batch", "layer", "rms", "group"))
 def test_an_empty_sample_without_bias_gives_0(variant):
     inputs = draw(variant, where="mask")._replace(bias=None)
     y, _ = variant.function(*inputs._replace(where=jnp.zeros_like(inputs.where)))
@@ -126,7 +126,7 @@ def test_a_batch_of_no_element(variant):
         np.testing.assert_array_equal(v, 0)
 
 
-@over(rows("state"))
+@over(named("batch", "batch cumulative"))
 def test_a_state_of_weight_0_is_ignored_whatever_it_holds(variant):
     inputs = draw(variant)
     fresh = inputs.stats._replace(weight=jnp.zeros_like(inputs.stats.weight))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from variants import assert_close, draw, norms, over
+from variants import assert_close, draw, kinds, over
 
 import jaxnorm as jn
 
@@ -71,7 +71,7 @@ def test_stored_statistics_are_not_rounded_to_the_type_of_x():
     np.testing.assert_allclose(y.astype(jnp.float32), 0.2, rtol=4e-3)
 
 
-@over([v for v in norms("where") if v.name not in ("rms", "batch evaluation")])
+@over([v for v in kinds("where") if v.name not in ("rms", "batch evaluation")])
 def test_a_norm_does_not_see_an_affine_map(variant):
     x = np.asarray(draw(variant).x, np.float64)
 

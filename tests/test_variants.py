@@ -157,8 +157,9 @@ def symbolic(inputs):
 @over_weights(VARIANTS, None, "mask")
 def test_shapes_of_a_symbolic_batch(variant, where):
     inputs = draw(variant, where=where)
-    y, state = jax.eval_shape(variant.function, *symbolic(inputs))
-    assert types(y) == types(symbolic(inputs).x)
+    specs = symbolic(inputs)
+    y, state = jax.eval_shape(variant.function, *specs)
+    assert types(y) == types(specs.x)
     assert types(state) == (types(inputs.stats) if "state" in variant.takes else None)
 
 

@@ -186,6 +186,13 @@ def named(*names):
     return [v for v in VARIANTS if v.name in names]
 
 
+def kinds(*options):
+    """One of each kind: for a property of the rule, not of the axes, that takes long to compile."""
+    alone = "batch evaluation", "rms", "instance", "standardize", "unit ord 2", "local response"
+    kinds = named("batch several feature axes", "layer per channel", "group channels first", *alone)
+    return [v for v in kinds if v in rows(*options)]
+
+
 def over(variants):
     return pytest.mark.parametrize("variant", variants, ids=str)
 
