@@ -1,4 +1,4 @@
-"""One trace serves a whole training: what changes from step to step is traced, and the state keeps its type."""
+"""One trace serves a whole training: what changes with the steps is traced, and the state keeps its type."""
 
 import chex
 import jax
