@@ -42,7 +42,7 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     5.0
     """
     check.decay("ema", decay)
-    check.states("ema", old, new)
+    _check_states("ema", old, new)
     was, now = cast(Any, old), cast(Any, new)
     before, seen = jnp.asarray(was.weight), jnp.asarray(now.weight)
     gain = jnp.where(seen > 0, 1 - jnp.asarray(decay, before.dtype), jnp.zeros((), before.dtype))
@@ -73,3 +73,28 @@ def counted(state: Any) -> Any:
     for field in state:
         good &= jnp.isfinite(field)
     return state._replace(weight=jnp.where(good, state.weight, jnp.zeros_like(state.weight)))
+
+
+def _check_states(function: str, old: Any, new: Any) -> None:
+    """Two states of one kind, whose weight's shape is a prefix of every other field's."""
+    for name, state in (("old", old), ("new", new)):
+        if "weight" not in getattr(state, "_fields", ()):
+            raise TypeError(
+                f"{function}: {name} must be a NamedTuple with a field `weight`, got "
+                f"{type(state).__name__}; use, for example, jaxnorm.Moments."
+            )
+    if new._fields != old._fields:
+        raise TypeError(
+            f"{function}: old has the fields {old._fields}, new {new._fields}; the two must be alike."
+        )
+    for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
+        if was != now:
+            raise ValueError(
+                f"{function}: old.{field} has shape {was}, new.{field} {now}; the two must be alike."
+            )
+        prefix = jnp.shape(old.weight)
+        if was[: len(prefix)] != prefix:
+            raise ValueError(
+                f"{function}: weight of shape {prefix} is not a prefix of the shape of {field}, {was}; "
+                f"give one weight for all, or one for each entry of {field}'s first axes."
+            )

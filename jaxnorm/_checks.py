@@ -38,10 +38,8 @@ def axes(function: str, axis: Any, x: Array, name: str = "axis", of: str = "x") 
                 f"{function}: {name} must be an int or several, got {axis!r}; name axes of {of} by number."
             ) from None
         if not -x.ndim <= index < x.ndim:
-            raise ValueError(
-                f"{function}: {name}={a} is out of range for {of}, shape {x.shape}; choose from "
-                f"{-x.ndim} to {x.ndim - 1}."
-            )
+            choices = f"choose from {-x.ndim} to {x.ndim - 1}" if x.ndim else "a scalar has no axes"
+            raise ValueError(f"{function}: {name}={a} is out of range for {of}, shape {x.shape}; {choices}.")
         found.append(index % x.ndim)
     if len(set(found)) != len(found):
         raise ValueError(
@@ -109,6 +107,11 @@ def stats(function: str, stats: Any, x: Array, features: tuple[int, ...]) -> Non
     """The state of a norm: the sizes of the feature axes, float32 or wider, complex if x is."""
     sizes = tuple(x.shape[a] for a in features)
     for name in ("mean", "var", "weight"):
+        if not hasattr(stats, name):
+            raise TypeError(
+                f"{function}: stats must be Moments, got {type(stats).__name__}; start from "
+                f"initial_stats({sizes})."
+            )
         value = getattr(stats, name)
         if jnp.shape(value) != sizes:
             raise ValueError(
@@ -128,7 +131,7 @@ def epsilon(function: str, value: Any) -> Array:
     """epsilon >= 0 as a float32 or wider scalar without a gradient; a traced one is not checked."""
     if traced(value):
         return lax.stop_gradient(value)
-    if np.ndim(value) != 0 or not float(value) >= 0:
+    if np.ndim(value) != 0 or not jnp.issubdtype(np.asarray(value).dtype, jnp.number) or not value >= 0:
         raise ValueError(
             f"{function}: epsilon={value!r} is not a number >= 0; it is added to the variance: choose, "
             f"for example, 1e-5."
@@ -140,7 +143,7 @@ def decay(function: str, value: Any) -> Any:
     """The fraction kept of the old average, in [0, 1]; a traced one is not checked."""
     if traced(value):
         return value
-    if np.ndim(value) != 0 or not 0 <= float(value) <= 1:
+    if np.ndim(value) != 0 or not jnp.issubdtype(np.asarray(value).dtype, jnp.number) or not 0 <= value <= 1:
         raise ValueError(
             f"{function}: decay={value!r} is outside [0, 1]; it is the fraction of the OLD average "
             f"that is kept, 1 - PyTorch's momentum: choose, for example, 0.99."
@@ -203,31 +206,6 @@ def not_batch(function: str, axis: Any, features: tuple[int, ...], x: Array) -> 
             f"the batch axis, got feature_axis={axis!r} for x, shape {x.shape}; choose from 1 to "
             f"{x.ndim - 1}."
         )
-
-
-def states(function: str, old: Any, new: Any) -> None:
-    """Two states of one kind, whose weight's shape is a prefix of every other field's."""
-    for name, state in (("old", old), ("new", new)):
-        if "weight" not in getattr(state, "_fields", ()):
-            raise TypeError(
-                f"{function}: {name} must be a NamedTuple with a field `weight`, got "
-                f"{type(state).__name__}; use, for example, jaxnorm.Moments."
-            )
-    if new._fields != old._fields:
-        raise TypeError(
-            f"{function}: old has the fields {old._fields}, new {new._fields}; the two must be alike."
-        )
-    for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
-        if was != now:
-            raise ValueError(
-                f"{function}: old.{field} has shape {was}, new.{field} {now}; the two must be alike."
-            )
-        prefix = jnp.shape(old.weight)
-        if was[: len(prefix)] != prefix:
-            raise ValueError(
-                f"{function}: weight of shape {prefix} is not a prefix of the shape of {field}, {was}; "
-                f"give one weight for all, or one for each entry of {field}'s first axes."
-            )
 
 
 def traced(value: Any) -> bool:

@@ -46,6 +46,10 @@ VALUES = [
         "moments: axis=5 is out of range for x, shape (2, 3, 4); choose from -3 to 2.",
     ),
     (
+        lambda: jn.layer_norm(jnp.float32(1)),
+        "layer_norm: axis=-1 is out of range for x, shape (); a scalar has no axes.",
+    ),
+    (
         lambda: train(feature_axis=3),
         "batch_norm: feature_axis=3 is out of range for x, shape (2, 3, 4); choose from -3 to 2.",
     ),
@@ -120,6 +124,11 @@ VALUES = [
         "for example, 1e-5.",
     ),
     (
+        lambda: jn.layer_norm(X, epsilon="small"),
+        "layer_norm: epsilon='small' is not a number >= 0; it is added to the variance: choose, "
+        "for example, 1e-5.",
+    ),
+    (
         lambda: jn.batch_norm(X, STATS, train=False, epsilon=float("nan")),
         "batch_norm: epsilon=nan is not a number >= 0; it is added to the variance: choose, for "
         "example, 1e-5.",
@@ -171,6 +180,10 @@ TYPES = [
         lambda: jn.batch_norm(X.astype(jnp.complex64), STATS, train=True),
         "batch_norm: x is complex64 but stats.mean is float32; start from initial_stats((4,), "
         "dtype=jnp.complex64).",
+    ),
+    (
+        lambda: jn.batch_norm(X, (0.0, 1.0), train=True),
+        "batch_norm: stats must be Moments, got tuple; start from initial_stats((4,)).",
     ),
     (
         lambda: jn.batch_norm(X, jax.tree.map(jnp.float16, STATS), train=True),

@@ -1,0 +1,84 @@
+"""Cost is a property of the compiled program: passes over x on GPU and TPU, temporaries on the CPU."""
+
+import pytest
+
+from benchmarks import _aot, _programs
+from benchmarks.passes import DEVICES, SMALL, measure, temp_a_layer
+
+pytestmark = pytest.mark.flexible  # Flax's layers convert mean and var by themselves
+MEGABYTE = 2**20
+
+# Each program, and what it cannot do without: x and dy are read, y and dx are written.
+PROGRAMS = {"forward": 2, "forward, kept": 2, "backward": 3, "one jit": 5}
+BATCH, ROWS = (3.1, 3.1, 5.1, 7.1), (3.1, None, 5.1, 7.2)
+MASKED = (4.1, None, 5.1, 8.1)  # a mask costs one more pass forward
+LIMITS = {
+    "h100": {
+        ("bfloat16", "batch"): BATCH,
+        ("bfloat16", "masked batch"): MASKED,
+        ("bfloat16", "layer"): ROWS,
+        ("bfloat16", "rms"): ROWS,
+        ("bfloat16", "group"): (3.1, None, 5.1, None),
+        ("bfloat16", "instance"): (3.1, None, 5.1, None),
+        ("float32", "batch"): BATCH,
+        ("float32", "layer"): (None, None, None, 7.2),
+        ("float32", "group"): (3.1, None, 5.1, None),
+    },
+    "v5e": {
+        ("bfloat16", "batch"): BATCH,
+        ("bfloat16", "masked batch"): (4.1, None, None, 8.1),
+        ("bfloat16", "layer"): (None, None, 5.1, None),
+        ("bfloat16", "rms"): (None, None, 5.1, None),
+        ("bfloat16", "instance"): (None, None, 5.1, None),
+        ("float32", "batch"): (None, None, None, 7.1),
+    },
+}
+COMPILED = [
+    (chip, dtype, norm, program, limit)
+    for chip, table in LIMITS.items()
+    for (dtype, norm), limits in table.items()
+    for program, limit in zip(PROGRAMS, limits, strict=True)
+    if limit is not None
+]
+
+
+def skip_without_compiler(chip):
+    if reason := _aot.missing(chip):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("chip", "dtype", "norm", "program", "limit"), COMPILED)
+def test_passes_over_the_activation(chip, dtype, norm, program, limit):
+    skip_without_compiler(chip)
+    c = _programs.case("jaxnorm", norm, chip, dtype)
+    found = measure(c, _programs.programs(c)[program], chip)
+    assert PROGRAMS[program] <= found.passes <= limit
+    assert found.temp < 2 * MEGABYTE
+    assert dtype == "float32" or found.float32 == 0
+
+
+@pytest.mark.parametrize("chip", _aot.CHIPS)
+def test_a_scan_over_layers_keeps_little_more_than_two_activations_a_layer(chip):
+    skip_without_compiler(chip)
+    c = _programs.case("jaxnorm", "batch", chip, "bfloat16", fraction=SMALL)
+    assert 2 < temp_a_layer(c, chip) <= 3.2  # x and the convolution's output are needed
+
+
+@pytest.mark.parametrize("chip", _aot.CHIPS)
+def test_two_collectives_forward_and_one_backward_and_no_count_travels(chip):
+    skip_without_compiler(chip)
+    c = _programs.case("jaxnorm", "batch", chip, "bfloat16")
+    programs = _programs.on_devices("jaxnorm", c, _aot.mesh(chip, DEVICES))["shard_map"]
+    vector = 4 * c.x.shape[-1]
+    for program, count, vectors in zip(programs, (2, 3), (4, 6), strict=True):
+        found = measure(c, program, chip, DEVICES).collectives
+        assert {name for name, _ in found} == {"all-reduce"} and len(found) <= count
+        assert sum(size for _, size in found) <= vectors * vector
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "group", "instance"])
+def test_a_step_on_the_cpu_needs_no_memory_but_its_results(norm, dtype):
+    c = _programs.case("jaxnorm", norm, "cpu", dtype)
+    step = _aot.compiled(*_programs.programs(c)["one jit"], _aot.mesh("cpu"))
+    assert step.memory_analysis().temp_size_in_bytes <= 0.05 * c.nbytes
