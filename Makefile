@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-short test smoke lint format
+.PHONY: demo demo-short test smoke lint format aot
 
 demo: $(READY)
 	@$(RUN) examples/digits.py --norm batch
@@ -27,6 +27,15 @@ lint: $(READY)
 format: $(READY)
 	@$(RUN) -m ruff format
 	@$(RUN) -m ruff check --fix
+
+# Compilers for H100 and TPU v5e, some 400 MB: benchmarks/passes.py and tests/test_compiled.py use them, and
+# need no chip. Without dependencies: the CUDA libraries, which only a chip needs.
+EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["aot"])
+aot:
+	@echo "Setting up .venv-aot: jaxnorm, its tests, and compilers for H100 and TPU v5e"
+	@$(PYTHON) -m venv .venv-aot
+	@.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[examples,test]'
+	@.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$(.venv-aot/bin/python -c '$(EXTRA)')
 
 $(READY): pyproject.toml
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): jaxnorm, its examples and its tests"

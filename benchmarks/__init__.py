@@ -1,0 +1,1 @@
+"""What norms cost: in compiled programs, and in time."""
