@@ -50,7 +50,7 @@ def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
     """The i-th of three thin slices: the first axis, or a part of it, at one place of the other axes."""
     shards = _shards(x)
     others = math.prod(x.shape[a] for a in axes[1:] if shards[a] == 1)
-    for a in (*axes[1:], axes[0]):  # the thinnest cuts first: XLA may write one out
+    for a in (*axes[1:], *axes[:1]):  # the thinnest cuts first: XLA may write one out
         n = x.shape[a]
         if a != axes[0]:
             x = x if shards[a] > 1 else _cut(x, a, (2 * i + 1) * n // 6, 1)
