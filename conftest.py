@@ -6,6 +6,8 @@ import jax
 import pytest
 from hypothesis import settings
 
+from jaxnorm import _passes
+
 # The host's only: an accelerator keeps what it has, and its place as the default.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -22,3 +24,14 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="module", params=["cpu form", "default form"])
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small arrays as if they were large: as the CPU needs passes over them, and as other backends do."""
+    before = _passes.SMALL, _passes.CPU_DIFFERS
+    _passes.SMALL, _passes.CPU_DIFFERS = 0, request.param == "cpu form"
+    jax.clear_caches()  # of what was traced in another form
+    yield
+    _passes.SMALL, _passes.CPU_DIFFERS = before
+    jax.clear_caches()

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import jaxnorm
+
 Sizes = dict[str, tuple[int, ...]]  # of x on each chip
 
 # The TPU's are larger than the 128 MiB of memory on its chip, and fill its 128 lanes: no padding.
@@ -17,6 +20,7 @@ IMAGES: Sizes = {"h100": (256, 56, 56, 64), "v5e": (512, 56, 56, 128), "cpu": (3
 ROWS: Sizes = {"h100": (8192, 1024), "v5e": (131072, 1024), "cpu": (4096, 768)}
 NORMS = {
     "batch": ("BatchNorm", IMAGES),
+    "batch, pivot": ("BatchNorm", IMAGES),
     "masked batch": ("BatchNorm", IMAGES),
     "layer": ("LayerNorm", ROWS),
     "rms": ("RMSNorm", ROWS),
@@ -42,12 +46,15 @@ class Case(NamedTuple):
         return self.x.size * self.x.dtype.itemsize
 
 
-def case(library: str, name: str, chip: str, dtype: str, fraction: int = 1) -> Case:
-    """The norm of that name, at a size that fills the chip, or at a fraction of it."""
+def case(library: str, name: str, chip: str, dtype: str, fraction: int = 1, mask: str | None = None) -> Case:
+    """The norm of that name, at a size that fills the chip or a fraction of it, with a mask of that dtype."""
     layer, shapes = NORMS[name]
     n, *others = shapes[chip]
     x = Struct((n // fraction, *others), jnp.dtype(dtype))
-    masks = (Struct((*x.shape[:-1], 1), jnp.bool_),) if name.startswith("masked") else ()
+    if name.endswith("pivot"):
+        return Case(_by_state, x, (Struct(x.shape[-1:], jnp.float32),) * 4)
+    mask = mask or ("bool" if name.startswith("masked") else None)
+    masks = (Struct((*x.shape[:-1], 1), jnp.dtype(mask)),) if mask else ()
     return Case(_layer(library, layer), x, (Struct(x.shape[-1:], jnp.float32),) * 4, masks)
 
 
@@ -58,10 +65,20 @@ def _layer(library: str, layer: str, **options: Any) -> Norm:
 
     def norm(x: Array, scale: Array, bias: Array, mean: Array, var: Array, *mask: Array) -> Any:
         variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
-        named = {"mask": mask[0]} if mask else {}
+        named = {}
+        if mask:
+            named["mask" if mask[0].dtype == jnp.bool_ else "weights"] = mask[0]
         return make(dtype=x.dtype, **options).apply(variables, x, mutable=["batch_stats"], **named)
 
     return norm
+
+
+def _by_state(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, axis_name: str | None = None
+) -> Any:
+    """Batch norm whose pivot is the running mean."""
+    stats = jaxnorm.Moments(mean, var, jnp.ones_like(var))
+    return jaxnorm.batch_norm(x, stats, train=True, scale=scale, bias=bias, pivot=mean, axis_name=axis_name)
 
 
 def differentiated(norm: Norm, args: tuple[Any, ...]) -> Any:
@@ -147,8 +164,13 @@ def _block(norm: Norm, x: Array, kernel: Array, *vectors: Array) -> Array:
 def on_devices(library: str, c: Case, on: Mesh) -> dict[str, tuple[Program, Program]]:
     """Forward, and one jit, of batch norm with x sharded along the batch: in shard_map, and in plain jit."""
     x = Struct(c.x.shape, c.x.dtype, sharding=NamedSharding(on, P("data")))
+    local = (
+        partial(c.norm, axis_name="data")
+        if c.norm is _by_state
+        else _layer(library, "BatchNorm", axis_name="data")
+    )
     mapped = jax.shard_map(
-        _layer(library, "BatchNorm", axis_name="data"),
+        local,
         mesh=on,
         in_specs=(P("data"), *(P(),) * 4),
         out_specs=(P("data"), P()),

@@ -7,10 +7,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxnorm import _checks as check
+from jaxnorm._eager import compiled
 
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple with a field `weight`
 
 
+@compiled
 def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     """The weighted moving average of statistics, debiased by its weight.
 

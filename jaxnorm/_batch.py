@@ -1,8 +1,9 @@
 """Norms that remember: the Moments of the batch in training, and an average of them in evaluation."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -11,11 +12,13 @@ from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import divide
 from jaxnorm._average import counted, ema
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
 from jaxnorm._standardize import given
 
 
+@compiled
 def batch_norm(
     x: ArrayLike,
     stats: Moments,
@@ -28,6 +31,7 @@ def batch_norm(
     decay: float | Array | None = 0.99,
     unbiased: bool = False,
     where: ArrayLike | None = None,
+    pivot: ArrayLike | None = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
@@ -56,6 +60,9 @@ def batch_norm(
       unbiased: the average takes var * n / (n - 1), as PyTorch does; n counts places of weight > 0.
       where: boolean mask, or weights >= 0, broadcastable to x, of what enters the moments. A masked NaN
         stays where it is; an empty batch gives y = bias and leaves the state as it was.
+      pivot: a value near the batch's mean, of the feature axes' sizes, that is known beforehand, as
+        `stats.mean` is once it is near the data: across devices one collective is then enough, and a
+        compiler may take the sums where x is made. See `moments`.
       axis_name: name, or tuple of names, of mapped axes: the statistics, output, state and gradients are
         then those of one device with the whole batch, however unevenly it is masked.
       axis_index_groups: groups of devices to stay within, where JAX allows it.
@@ -81,60 +88,123 @@ def batch_norm(
     Array([0.2, 2. ], dtype=float32)
     >>> y, _ = jn.batch_norm(x, stats, train=False)
     """
-    x = check.numbers("batch_norm", "x", x)
-    features = check.axes("batch_norm", feature_axis, x, "feature_axis")
-    check.stats("batch_norm", stats, x, features)
-    if decay is not None:
-        check.decay("batch_norm", decay)
-    axes = tuple(a for a in range(x.ndim) if a not in features)
-    weights = check.weights("batch_norm", where, x)
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    old = Moments(*map(jnp.asarray, stats))
+    return remembering(
+        "batch_norm",
+        lambda b: normalize("batch_norm", b.x, b.axes, b.features, **b.options),
+        x,
+        stats,
+        train=train,
+        scale=scale,
+        bias=bias,
+        feature_axis=feature_axis,
+        epsilon=epsilon,
+        decay=decay,
+        unbiased=unbiased,
+        where=where,
+        pivot=pivot,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
 
-    def training() -> tuple[Array, Moments]:
-        y, m = normalize(
-            "batch_norm",
-            x,
-            axes,
-            features,
-            scale=scale,
-            bias=bias,
-            epsilon=epsilon,
-            where=weights,
-            dtype=dtype,
-            **mapped,
-        )
+
+class Batch(NamedTuple):
+    """The arguments of a norm that remembers, checked; every array has as many axes as x."""
+
+    x: Array
+    stats: Moments
+    axes: tuple[int, ...]  # all but the features
+    features: tuple[int, ...]
+    options: dict[str, Any]  # of `normalize`
+    epsilon: Array
+
+
+def remembering(
+    function: str,
+    training: Callable[[Batch], tuple[Array, Moments]],
+    x: Any,
+    stats: Any,
+    *,
+    train: Any,
+    feature_axis: Any,
+    decay: Any,
+    unbiased: bool,
+    evaluation: Callable[[Batch], Array] | None = None,
+    **options: Any,
+) -> tuple[Array, Moments]:
+    """y and the new state of the norm of that name, of y and moments of the batch in `training`."""
+    x = check.numbers(function, "x", x)
+    features = check.axes(function, feature_axis, x, "feature_axis")
+    check.stats(function, stats, x, features)
+    if decay is not None:
+        check.decay(function, decay)
+    for name in ("scale", "bias", "pivot"):
+        options[name] = check.affine(function, name, options.get(name), x, features)
+    options["where"] = check.weights(function, options["where"], x)
+    options["dtype"] = options["dtype"] or x.dtype
+    old = Moments(*map(jnp.asarray, stats))
+    axes = tuple(a for a in range(x.ndim) if a not in features)
+    shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
+    b = Batch(
+        x,
+        Moments(*(v.reshape(shape) for v in old)),
+        axes,
+        features,
+        options,
+        check.epsilon(function, options["epsilon"]),
+    )
+
+    def trained() -> tuple[Array, Moments]:
+        y, m = training(b)
         m = Moments(*(lax.stop_gradient(jnp.squeeze(v, axes)) for v in m))
         if unbiased:
             n = m.weight
-            if weights is not None and weights.dtype != jnp.bool_:
-                n = jnp.squeeze(moments(x, axes, where=weights > 0, keepdims=True, **mapped).weight, axes)
+            if options["where"] is not None and options["where"].dtype != jnp.bool_:
+                n = jnp.squeeze(taken(b, where=options["where"] > 0).weight, axes)
             m = m._replace(var=m.var * jnp.where(n >= 2, divide(n, n - 1), jnp.ones_like(n)))
         return y, remember(old, m, decay)
 
-    def evaluating() -> tuple[Array, Moments]:
-        shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
-        y = given(
-            x,
-            Moments(*(v.reshape(shape) for v in old)),
-            check.affine("batch_norm", "scale", scale, x, features),
-            check.affine("batch_norm", "bias", bias, x, features),
-            check.epsilon("batch_norm", epsilon),
-            dtype=dtype,
-            where=weights,
-        )
-        return y, old
+    values = x, old, options["where"], options["scale"], options["bias"]
+    evaluated = evaluation or by_state
+    return either(function, train, trained, lambda: (evaluated(b), old), values, options["axis_name"])
 
+
+def either(function: str, train: Any, training: Any, evaluation: Any, values: Any, axis_name: Any) -> Any:
+    """`training()` or `evaluation()`, a y and a state made of `values`, by a switch that may be traced."""
     if not check.traced(train):
-        return training() if check.train("batch_norm", train) else evaluating()
+        return training() if check.train(function, train) else evaluation()
     # the branches of a cond agree also in what they vary over
-    every = devices.varying(x, weights, scale, bias, *old)
-    state = every - set(devices.bound("batch_norm", axis_name).names)
+    every = devices.varying(*jax.tree.leaves(values))
+    state = every - set(devices.bound(function, axis_name).names)
 
-    def alike(y: Array, new: Moments) -> tuple[Array, Moments]:
-        return devices.vary(y, every), Moments(*(devices.vary(v, state) for v in new))
+    def alike(y: Array, new: Any) -> Any:
+        return devices.vary(y, every), jax.tree.map(lambda v: devices.vary(v, state), new)
 
-    return lax.cond(train, lambda: alike(*training()), lambda: alike(*evaluating()))
+    return lax.cond(train, lambda: alike(*training()), lambda: alike(*evaluation()))
+
+
+def taken(b: Batch, **options: Any) -> Moments:
+    """The moments of the batch."""
+    chosen = {k: b.options[k] for k in ("where", "axis_name", "axis_index_groups")} | options
+    return moments(b.x, b.axes, keepdims=True, **chosen)
+
+
+def by_state(b: Batch) -> Array:
+    """y by the moments in the state."""
+    return apply(b, b.stats)
+
+
+def apply(b: Batch, m: Moments) -> Array:
+    """y by given moments."""
+    scale, bias = b.options["scale"], b.options["bias"]
+    return given(b.x, m, scale, bias, b.epsilon, dtype=b.options["dtype"], where=b.options["where"])
+
+
+def stored(b: Batch) -> Moments:
+    """The moments in the state; where there are none yet, those of the identity."""
+    known = b.stats.weight > 0
+    mean, var = jnp.where(known, b.stats.mean, 0), jnp.where(known, b.stats.var, 1)
+    return Moments(mean, var, jnp.ones_like(b.stats.weight))
 
 
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:

@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
 
 def pool(
-    pivot: Array,
+    pivot: Array | None,
     unit: Array | float,
     a: Array,
     levels: Sequence[tuple[Array, float, Array | float]],
@@ -36,7 +36,7 @@ def pool(
     Returns the mean as a pair, whose sum holds it to twice the precision, and the variances.
     """
     offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
-    mean, low = two_sum(times(pivot, unit), offset)
+    mean, low = (offset, jnp.zeros_like(offset)) if pivot is None else two_sum(times(pivot, unit), offset)
     variances = [_less(second, abs2(offset * s)) for second, (_, s, _) in zip(seconds, levels, strict=True)]
     return times(mean, 1 / unit), times(low, 1 / unit), variances
 

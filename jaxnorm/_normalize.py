@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
@@ -11,10 +11,11 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe, wide
 from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
+from jaxnorm._over import Over
 from jaxnorm._passes import copies
 from jaxnorm._rule import with_tangent
 from jaxnorm._standardize import Affine, apply, apply_tangent, gain, gain_tangent
-from jaxnorm._statistics import Over, take, tangent, usable
+from jaxnorm._statistics import take, tangent, usable
 
 
 class Spec(NamedTuple):
@@ -33,25 +34,29 @@ class _Normalized(NamedTuple):
     weight: Array
 
 
-def _primal(spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array) -> _Normalized:
-    s = take(spec.over, x, where)
+def _primal(
+    spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, near: Any
+) -> _Normalized:
+    s = take(spec.over, x, where, near)
     g = gain(s.var, epsilon, s.tiny)
     seen = None
     if where is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
         seen = s.weight > 0
         g = jnp.where(seen, g, jnp.zeros_like(g))
-    y = apply(x, _affine(spec, s.mean, s.low, g, scale), bias, seen, spec.dtype)
+        seen = spec.over.per_channel(seen, x.shape)
+    y = apply(x, _affine(spec, x, s.mean, s.low, g, scale), bias, seen, spec.dtype)
     return _Normalized(y, s.mean, s.low, s.var, g, s.weight)
 
 
-def _affine(spec: Spec, mean: Array, low: Array, gain: Array, scale: Maybe) -> Affine:
-    centered = spec.over.centered
-    return Affine(mean if centered else None, low if centered else None, gain, scale)
+def _affine(spec: Spec, x: Array, mean: Array, low: Array, gain: Array, scale: Maybe) -> Affine:
+    mean, low, gain = (spec.over.per_channel(v, x.shape) for v in (mean, low, gain))
+    return Affine(mean, low, gain, scale) if spec.over.centered else Affine(None, None, gain, scale)
 
 
 def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
-    def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, _: Any) -> Any:
+    def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, *_: Any) -> Any:
         x, scale, where, (mean, low, var, gain, weight) = kept
+        x = usable(x, where, spec.over.per_channel(mean, x.shape))
         # x's tangent is converted once: a cotangent of x that is rounded twice is 15 times less exact
         d, twice = None, None
         if dx is not None:
@@ -61,14 +66,13 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         dgain = gain_tangent(gain, dvar)
         dy = apply_tangent(
             x,
-            _affine(spec, mean, low, gain, scale),
-            usable(x, where),
+            _affine(spec, x, mean, low, gain, scale),
             spec.dtype,
-            *(d, dmean, dgain, dscale, dbias),
+            *(d, *(spec.over.per_channel(v, x.shape) for v in (dmean, dgain)), dscale, dbias),
         )
         return dy, dmean, None, dvar, dgain, dweight
 
-    x, scale, _, where, _ = args
+    x, scale, _, where, *_ = args
     return linear, (x, scale, where, out[1:])
 
 
@@ -82,22 +86,28 @@ def normalize(
     features: tuple[int, ...],
     *,
     centered: bool = True,
+    groups: tuple[int, int] | None = None,
     scale: Any = None,
     bias: Any = None,
     epsilon: Any,
     where: Any = None,
+    pivot: Any = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
-    """y and its Moments, with as many axes as x, for the public function of that name."""
+    """y and its Moments, with as many axes as x, for the public function of that name.
+
+    `pivot`, with as many axes, too, is a value near the mean that is known beforehand on every device.
+    """
     names = devices.bound(function, axis_name, axis_index_groups)
     args = (
         check.affine(function, "scale", scale, x, features),
         check.affine(function, "bias", bias, x, features),
         check.weights(function, where, x),
         check.epsilon(function, epsilon),
+        None if pivot is None else lax.stop_gradient(pivot),
     )
     with devices.explained(function, names):
-        out = _normalize(Spec(Over(axes, names, centered), jnp.dtype(dtype or x.dtype)), x, *args)
+        out = _normalize(Spec(Over(axes, names, centered, groups), jnp.dtype(dtype or x.dtype)), x, *args)
     return out.y, Moments(out.mean, out.var, out.weight)

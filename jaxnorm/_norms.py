@@ -1,5 +1,6 @@
 """Norms that forget: a choice of the axes that the Moments are taken over, and no state."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,9 +8,11 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._eager import compiled
 from jaxnorm._normalize import normalize
 
 
+@compiled
 def layer_norm(
     x: ArrayLike,
     *,
@@ -74,6 +77,7 @@ def layer_norm(
     )[0]
 
 
+@compiled
 def rms_norm(
     x: ArrayLike,
     *,
@@ -119,6 +123,7 @@ def rms_norm(
     )[0]
 
 
+@compiled
 def instance_norm(
     x: ArrayLike,
     *,
@@ -164,6 +169,7 @@ def instance_norm(
     )[0]
 
 
+@compiled
 def group_norm(
     x: ArrayLike,
     num_groups: int | None = None,
@@ -205,25 +211,30 @@ def group_norm(
     else:
         check.not_batch("group_norm", feature_axis, (f,), x)
     groups = check.groups("group_norm", num_groups, group_size, feature_axis, x)
-
-    def split(v: Any) -> Any:
-        """The feature axis as two: groups, and channels of a group."""
-        if v is None:
-            return None
-        parts = (1, 1) if v.shape[f] == 1 else (groups, x.shape[f] // groups)
-        return v.reshape(v.shape[:f] + parts + v.shape[f + 1 :])
-
+    others = tuple(a for a in axes if a != f)
+    # pooled by groups after the other axes are reduced; with no other axis, that would be all of x
+    pooled = (f, groups) if others else None
+    parts = (lambda v: v) if others else functools.partial(split, axis=f, parts=groups)
     y, _ = normalize(
         "group_norm",
-        split(x),
-        tuple(sorted({f + 1, *(a if a < f else a + 1 for a in axes if a != f)})),
-        (f, f + 1),
-        scale=split(check.affine("group_norm", "scale", scale, x, (f,))),
-        bias=split(check.affine("group_norm", "bias", bias, x, (f,))),
+        parts(x),
+        others or (f + 1,),
+        (f,) if others else (f, f + 1),
+        groups=pooled,
+        scale=parts(check.affine("group_norm", "scale", scale, x, (f,))),
+        bias=parts(check.affine("group_norm", "bias", bias, x, (f,))),
         epsilon=epsilon,
-        where=split(check.weights("group_norm", where, x)),
+        where=parts(check.weights("group_norm", where, x)),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
     return y.reshape(x.shape)
+
+
+def split(v: Any, axis: int, parts: int) -> Any:
+    """An axis as two, the parts and what is in a part; what broadcasts along it still does."""
+    if v is None:
+        return None
+    sizes = (1, 1) if v.shape[axis] == 1 else (parts, v.shape[axis] // parts)
+    return v.reshape(v.shape[:axis] + sizes + v.shape[axis + 1 :])

@@ -1,13 +1,15 @@
 """A pivot: a value near the data, and the size of the data, from a thin sample of it.
 
 Sums of squares about a pivot are as accurate as about the mean while (mean - pivot)^2 is not far above
-the variance. The pivot is the median of the means of three thin slices: near the data however large its
-mean, wherever a few outliers are. Means, not single elements, so that an axis that is sharded is not
-sliced but summed; x is sliced and the slice converted, since XLA writes out a copy that it slices.
+the variance. The pivot is the median of the means of three thin slices, of rows the mean of one: near the
+data however large its mean, wherever a few outliers are. Means, not single elements, so that an axis that
+is sharded is not sliced but summed; x is sliced and the slice converted, since XLA writes out a copy that
+it slices.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,16 +17,25 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm._arithmetic import HEADROOM, wide
+from jaxnorm._over import Over
 
-_THIN = 64  # at most one part in so many of the sample, for each of the three slices
-_RUN = 8  # elements beside each other: one read of memory in the minor axis
+_THIN = 64  # a slice is one part in so many of the sample, or less
+_TILE = 128  # elements of the minor axis that a TPU reads at once
+_FEW = 8  # elements of an axis of unknown size
+_RUN = 24  # the least number of elements whose mean is a pivot, where one of them may be an outlier
 
 
-def pivot(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """A value near the data of each sample over `axes`, and its `unit`; these axes keep size 1."""
-    parts = [_slice(x, axes, i).astype(wide(x.dtype)) for i in range(3)]
-    means = [jnp.mean(p * HEADROOM, axes, keepdims=True) / HEADROOM for p in parts]
-    sizes = [jnp.max(jnp.abs(p), axes, keepdims=True) for p in parts]
+def pivot(x: Array, over: Over) -> tuple[Array, Array]:
+    """A value near the data of each sample, and its `unit`; the reduced axes keep size 1."""
+
+    def reduced(reduce: Callable[..., Array], v: Array) -> Array:
+        return over.per_group(reduce(v, axis=over.axes, keepdims=True), x.shape, reduce)
+
+    parts = [v.astype(wide(x.dtype)) for v in _slices(x, over.axes)]
+    means = [reduced(jnp.mean, v * HEADROOM) / HEADROOM for v in parts]
+    sizes = [reduced(jnp.max, jnp.abs(v)) for v in parts]
+    if len(parts) == 1:
+        return means[0], unit(sizes[0])
     if jnp.iscomplexobj(x):
         middle = lax.complex(_median(*(m.real for m in means)), _median(*(m.imag for m in means)))
     else:
@@ -46,6 +57,18 @@ def _median(a: Array, b: Array, c: Array) -> Array:
     return lax.max(lax.min(a, b), lax.min(lax.max(a, b), c))
 
 
+def _slices(x: Array, axes: tuple[int, ...]) -> list[Array]:
+    """Thin slices of the sample: of rows one run, as neighbours are read together, and of others three."""
+    if axes == (x.ndim - 1,) and isinstance(x.shape[-1], int):
+        n = x.shape[-1]
+        size = min(max(_RUN, n // _THIN), n)
+        # within what a TPU reads at once; a sharded axis is summed whole
+        return [
+            x if _shards(x)[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)
+        ]
+    return [_slice(x, axes, i) for i in range(3)]
+
+
 def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
     """The i-th of three thin slices: the first axis, or a part of it, at one place of the other axes."""
     shards = _shards(x)
@@ -54,9 +77,6 @@ def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
         n = x.shape[a]
         if a != axes[0]:
             x = x if shards[a] > 1 else _cut(x, a, (2 * i + 1) * n // 6, 1)
-        elif a == x.ndim - 1:
-            run = min(_RUN, n) if isinstance(n, int) else 1
-            x = x if shards[a] > 1 else _cut(x, a, (2 * i + 1) * (n - run) // 6, run)
         elif isinstance(others, int) and others < _THIN:
             x = _every(x, a, -(-_THIN // others), i, shards[a])
     return x
@@ -72,7 +92,7 @@ def _every(x: Array, axis: int, step: int, i: int, shards: int) -> Array:
     """Every `step`-th element, the i-th of three interleaved choices of them."""
     n = x.shape[axis]
     if not isinstance(n, int):
-        return jnp.take(x, (jnp.arange(_RUN) * 3 + i) * n // (3 * _RUN), axis=axis)
+        return jnp.take(x, (jnp.arange(_FEW) * 3 + i) * n // (3 * _FEW), axis=axis)
     step = next((s for s in range(min(step, n), 1, -1) if n // s % shards == 0), 1)
     start, size = (2 * i + 1) * step // 6, n // step
     return lax.slice_in_dim(x, start, start + (size - 1) * step + 1, step, axis)

@@ -1,16 +1,22 @@
 """Normalizers that are not Moments: a response is divided by a norm of its neighbours."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import abs2, wide
+from jaxnorm._arithmetic import abs2, plus, times, wide
+from jaxnorm._moments import Moments, moments
+from jaxnorm._standardize import given
+
+State = TypeVar("State")
 
 
 def unit_norm(
@@ -51,8 +57,8 @@ def unit_norm(
         v = x.astype(wide(x.dtype))
         size = jnp.abs(v) if ord == 1 else abs2(v)
         length = jnp.sum(size, axes, keepdims=True)
-        if ord == 2:  # sqrt has no derivative at 0
-            length = jnp.where(length > 0, jnp.sqrt(jnp.where(length > 0, length, 1)), 0)
+        if ord == 2:
+            length = root(length)
         return (v / jnp.maximum(length, least.astype(length.dtype)).astype(v.dtype)).astype(x.dtype)
 
     return normalized(x)
@@ -103,3 +109,146 @@ def local_response_norm(
         return (v / ((k + alpha / size * energy) ** beta).astype(v.dtype)).astype(x.dtype)
 
     return normalized(x)
+
+
+def filter_response_norm(
+    x: ArrayLike,
+    *,
+    threshold: ArrayLike | None = None,
+    learned_epsilon: ArrayLike | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int | Iterable[int] = -1,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Filter response norm: every channel of every sample by its own mean square, then a learned threshold.
+
+    y = max(x * rsqrt(mean(|x|^2) + epsilon + |learned_epsilon|) * scale + bias, threshold), with the mean
+    over all axes but the batch, axis 0, and the features.
+
+    The other arguments, dtypes and errors are those of `instance_norm`. Singh, Krishnan 2019,
+    arXiv:1911.09737.
+
+    Args:
+      threshold: of the thresholded linear unit, of the feature axes' sizes, or any that broadcasts to x;
+        None: no threshold.
+      learned_epsilon: the same, for features that are constant or of one place; the paper starts at 1e-4.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[[1.0], [-7.0]]])  # one sample, two places, one channel
+    >>> jn.filter_response_norm(x, threshold=0.0).ravel()
+    Array([0.2, 0. ], dtype=float32)
+    """
+    function = "filter_response_norm"
+    x = check.numbers(function, "x", x)
+    features = check.axes(function, feature_axis, x, "feature_axis")
+    check.not_batch(function, feature_axis, features, x)
+    weights = check.weights(function, where, x)
+    scale, bias, least, learned = (
+        check.affine(function, name, v, x, features)
+        for name, v in (
+            ("scale", scale),
+            ("bias", bias),
+            ("threshold", threshold),
+            ("learned_epsilon", learned_epsilon),
+        )
+    )
+    axes = [a for a in range(1, x.ndim) if a not in features]
+    constant = check.epsilon(function, epsilon)
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    out = dtype or x.dtype
+
+    @remat
+    def normalized(x: Array, scale: Any, bias: Any, learned: Any, weights: Any) -> Array:
+        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, **mapped))
+        m = m._replace(var=plus(m.var, None if learned is None else jnp.abs(learned)))
+        y = given(x, m, scale, bias, constant, dtype=out, where=weights)
+        return seen(y, m.weight, bias, weights)
+
+    y = normalized(x, scale, bias, learned, weights)
+    return y if least is None else jnp.maximum(y, least.astype(y.dtype))
+
+
+def remat(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(x, ...)` in float32 or wider; reverse mode keeps x, in its own dtype, and what is `kept`.
+
+    All parts of x's cotangent are then summed before they are rounded, once.
+    """
+    policy = jax.checkpoint_policies.save_only_these_names("kept")
+
+    def widened(x: Array, *args: Any) -> Any:
+        return function(x.astype(wide(x.dtype)), *args)
+
+    return jax.checkpoint(widened, prevent_cse=False, policy=policy)
+
+
+def kept(values: State) -> State:
+    """Small values, which reverse mode keeps and does not take again."""
+    return jax.tree.map(lambda v: checkpoint_name(v, "kept"), values)
+
+
+def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:
+    """y; where a mask has left nothing to normalize by, the bias."""
+    if where is None:
+        return y
+    return jnp.where(weight > 0, y, jnp.zeros((), y.dtype) if bias is None else bias.astype(y.dtype))
+
+
+def global_response_norm(
+    x: ArrayLike,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int = -1,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Global response norm: the channels of a sample compete by their energies.
+
+    y = x + scale * x * g / (mean(g) + epsilon) + bias, with g = sqrt(sum(|x|^2)) of every channel, over all
+    axes but the batch, axis 0, and the channels, and with the mean over the channels.
+
+    Scale and bias start at 0, where y = x; without them they are 1 and 0. Computed in float32 or wider and
+    rounded once. The other arguments, dtypes and errors are those of `instance_norm`; what is masked does
+    not count in g. Woo et al. 2023, arXiv:2301.00808.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.global_response_norm(jnp.array([[[1.0, 3.0]]])).round(3)
+    Array([[[1.5, 7.5]]], dtype=float32)
+    """
+    function = "global_response_norm"
+    x = check.numbers(function, "x", x)
+    (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
+    check.not_batch(function, feature_axis, (f,), x)
+    weights = check.weights(function, where, x)
+    least = check.epsilon(function, epsilon)
+    scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
+    axes = [a for a in range(1, x.ndim) if a != f]
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    out = dtype or x.dtype
+
+    @remat
+    def competing(x: Array, scale: Any, bias: Any, weights: Any) -> Array:
+        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, **mapped))
+        energy = root(m.var * m.weight)
+        share = energy / (jnp.mean(energy, f, keepdims=True) + least.astype(energy.dtype))
+        response = 1 + (share if scale is None else times(share, scale))
+        identity = Moments(*(jnp.full((1,) * x.ndim, v, m.var.dtype) for v in (0.0, 1.0, 1.0)))
+        return given(x, identity, response, bias, jnp.float32(0), dtype=out, where=weights)
+
+    return competing(x, scale, bias, weights)
+
+
+def root(v: Array) -> Array:
+    """sqrt(v), whose derivative at 0 is 0."""
+    positive = v > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, jnp.ones_like(v))), jnp.zeros_like(v))

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, shrink, times, wide
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies, own, total, vector
 from jaxnorm._rule import with_tangent
@@ -29,12 +30,13 @@ class Affine(NamedTuple):
 def gain(var: Array, epsilon: Array, tiny: Array | None = None) -> Array:
     """rsqrt(var + epsilon) / HEADROOM; 0 where there is no spread to divide by."""
     spread = var + epsilon.astype(var.dtype)
-    g = jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) / HEADROOM)
-    if (
-        tiny is not None
-    ):  # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
-        g = jnp.where(jnp.isinf(spread), lax.rsqrt(tiny) * (shrink(var.dtype) / HEADROOM), g)
-    return g
+    unit: float | Array = 1 / HEADROOM
+    if tiny is not None:
+        # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
+        large = jnp.isinf(spread)
+        spread = jnp.where(large, tiny, spread)
+        unit = jnp.where(large, jnp.full_like(var, shrink(var.dtype) * unit), jnp.full_like(var, unit))
+    return jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) * unit)
 
 
 def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
@@ -51,21 +53,22 @@ def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Ar
     """y, in one pass over x. Where not `keep`, y is the bias."""
     meet = partial(_meet, x, 10)
     inner, outer = _split(x, a)
-    mul = times(a.gain, inner)
+    g, room = a.gain, HEADROOM
+    if a.mean is None:
+        # only where needed, which XLA does not know: the constant, it would multiply into the gain, whose
+        # smallest values would be flushed to 0
+        low = g < 1
+        g, room = jnp.where(low, g, g * HEADROOM), meet(jnp.where(low, HEADROOM, jnp.ones_like(g)))
+    mul = times(g, inner)
     shift, late = (bias, None) if outer is None else (None, bias)
-    c = center(meet(x), meet(a.mean), keep, HEADROOM)
-    # apart, or XLA:CPU multiplies HEADROOM into the vector instead, whose smallest values it flushes to 0
-    y = (own(c, 16) if a.mean is None else c) * meet(mul)
+    y = center(meet(x), meet(a.mean), keep, room) * meet(mul)
     y = plus(y, meet(plus(shift, minus(times(a.low, mul, HEADROOM)))))
-    if outer is not None:
-        y = plus(y * meet(outer), meet(late))
-    return y.astype(dtype)
+    return (y if outer is None else plus(y * meet(outer), meet(late))).astype(dtype)
 
 
 def apply_tangent(
     x: Array,
     a: Affine,
-    keep: Maybe,
     dtype: DTypeLike,
     dx: Maybe,
     dmean: Maybe,
@@ -92,7 +95,7 @@ def apply_tangent(
     along, plain = devices.vary_together([along, plain], x)
 
     def centered(number: int) -> Array:
-        return center(_meet(x, number, x), _meet(x, number, a.mean), keep)
+        return center(_meet(x, number, x), _meet(x, number, a.mean))
 
     def scaled(v: Maybe, number: int) -> Maybe:
         return v if outer is None else times(v, _meet(x, number, outer))
@@ -121,7 +124,7 @@ def _meet(x: Array, number: int, v: Maybe) -> Maybe:
     if v is None:
         return None
     dtype = wide(x.dtype)
-    return own(v, number, dtype) if v.shape == x.shape else vector(v.astype(dtype), number)
+    return own(v, number, dtype) if v.shape == x.shape else vector(v.astype(dtype), number, x)
 
 
 # ---------------------------------------------------------------- the op with given Moments
@@ -144,7 +147,8 @@ def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
         x, affine, where = kept
         dgain = gain_tangent(affine.gain, dvar)
         dx = None if dx is None else copies(dx, 1, wide(x.dtype))[0]
-        return apply_tangent(x, affine, usable(x, where), dtype, dx, dmean, dgain, dscale, dbias), dgain
+        x = usable(x, where, affine.mean)
+        return apply_tangent(x, affine, dtype, dx, dmean, dgain, dscale, dbias), dgain
 
     x, mean, _, scale, *_, where = args
     return linear, (x, Affine(mean, None, out.gain, scale), where)
@@ -176,6 +180,7 @@ def _known(m: Moments) -> tuple[Array, Array]:
 # ---------------------------------------------------------------- public
 
 
+@compiled
 def standardize(
     x: ArrayLike,
     m: Moments,
@@ -213,6 +218,7 @@ def standardize(
     return given(array, stored, factor, shift, least, dtype=dtype)
 
 
+@compiled
 def unstandardize(
     y: ArrayLike,
     m: Moments,

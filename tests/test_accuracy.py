@@ -7,6 +7,8 @@ import pytest
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.usefixtures("form")
+
 ROWS, CHANNELS = 4096, 3
 VALUE, DX, DPARAMETER = 5e-6, 2e-5, 1e-5
 LARGEST = 3e38

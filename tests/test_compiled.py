@@ -3,36 +3,41 @@
 import pytest
 
 from benchmarks import _aot, _programs
-from benchmarks.passes import DEVICES, SMALL, measure, temp_a_layer
+from benchmarks.passes import DEVICES, SMALL, measure, passes_a_block, temp_a_layer
 
 pytestmark = pytest.mark.flexible  # Flax's layers convert mean and var by themselves
 MEGABYTE = 2**20
 
 # Each program, and what it cannot do without: x and dy are read, y and dx are written.
 PROGRAMS = {"forward": 2, "forward, kept": 2, "backward": 3, "one jit": 5}
-BATCH, ROWS = (3.1, 3.1, 5.1, 7.1), (3.1, None, 5.1, 7.2)
-MASKED = (4.1, None, 5.1, 8.1)  # a mask costs one more pass forward
+BATCH = (3.1, 3.1, 5.1, 7.1)
+MASKED = (4.1, 4.1, 5.1, 8.1)  # a mask costs one more pass forward
+ROWS = (3.1, 3.1, 5.1, 7.2)
 LIMITS = {
     "h100": {
         ("bfloat16", "batch"): BATCH,
+        ("bfloat16", "batch, pivot"): BATCH,
         ("bfloat16", "masked batch"): MASKED,
         ("bfloat16", "layer"): ROWS,
         ("bfloat16", "rms"): ROWS,
-        ("bfloat16", "group"): (3.1, None, 5.1, None),
-        ("bfloat16", "instance"): (3.1, None, 5.1, None),
+        ("bfloat16", "group"): BATCH,
+        ("bfloat16", "instance"): BATCH,
         ("float32", "batch"): BATCH,
         ("float32", "layer"): (None, None, None, 7.2),
         ("float32", "group"): (3.1, None, 5.1, None),
     },
+    # A thin slice of x is whole tiles there: of 1024 features one in eight.
     "v5e": {
         ("bfloat16", "batch"): BATCH,
         ("bfloat16", "masked batch"): (4.1, None, None, 8.1),
-        ("bfloat16", "layer"): (None, None, 5.1, None),
-        ("bfloat16", "rms"): (None, None, 5.1, None),
-        ("bfloat16", "instance"): (None, None, 5.1, None),
+        ("bfloat16", "layer"): (3.13, None, 5.1, 7.2),
+        ("bfloat16", "rms"): (3.13, None, 5.1, None),
+        ("bfloat16", "group"): (3.12, None, 5.1, 7.2),
+        ("bfloat16", "instance"): (3.12, None, 5.1, None),
         ("float32", "batch"): (None, None, None, 7.1),
     },
 }
+BLOCK = {"h100": 15.1, "v5e": 9.1}  # convolution, batch norm about a known pivot, relu: forward and backward
 COMPILED = [
     (chip, dtype, norm, program, limit)
     for chip, table in LIMITS.items()
@@ -65,20 +70,37 @@ def test_a_scan_over_layers_keeps_little_more_than_two_activations_a_layer(chip)
 
 
 @pytest.mark.parametrize("chip", _aot.CHIPS)
-def test_two_collectives_forward_and_one_backward_and_no_count_travels(chip):
+def test_a_block_with_a_known_pivot(chip):
     skip_without_compiler(chip)
-    c = _programs.case("jaxnorm", "batch", chip, "bfloat16")
+    c = _programs.case("jaxnorm", "batch, pivot", chip, "bfloat16")
+    assert 9 <= passes_a_block(c, chip) <= BLOCK[chip]
+
+
+@pytest.mark.parametrize("chip", _aot.CHIPS)
+@pytest.mark.parametrize(
+    ("norm", "counts", "vectors"), [("batch", (2, 3), (4, 6)), ("batch, pivot", (1, 2), (4, 8))]
+)
+def test_collectives_of_eight_devices_and_no_count_travels(chip, norm, counts, vectors):
+    skip_without_compiler(chip)
+    c = _programs.case("jaxnorm", norm, chip, "bfloat16")
     programs = _programs.on_devices("jaxnorm", c, _aot.mesh(chip, DEVICES))["shard_map"]
     vector = 4 * c.x.shape[-1]
-    for program, count, vectors in zip(programs, (2, 3), (4, 6), strict=True):
+    for program, count, sent in zip(programs, counts, vectors, strict=True):
         found = measure(c, program, chip, DEVICES).collectives
         assert {name for name, _ in found} == {"all-reduce"} and len(found) <= count
-        assert sum(size for _, size in found) <= vectors * vector
+        assert sum(size for _, size in found) <= sent * vector
+
+
+MASKS = {"no mask": None, "mask": "bool", "weights": "float32"}
+LEAST = {"no mask": 0.05, "mask": 0.05, "weights": 0.1}  # weights are float32, whatever x is
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("norm", ["batch", "layer", "rms", "group", "instance"])
-def test_a_step_on_the_cpu_needs_no_memory_but_its_results(norm, dtype):
-    c = _programs.case("jaxnorm", norm, "cpu", dtype)
+def test_a_step_on_the_cpu_needs_no_memory_but_its_results(norm, mask, dtype):
+    c = _programs.case("jaxnorm", norm, "cpu", dtype, mask=MASKS[mask])
     step = _aot.compiled(*_programs.programs(c)["one jit"], _aot.mesh("cpu"))
-    assert step.memory_analysis().temp_size_in_bytes <= 0.05 * c.nbytes
+    # XLA writes dx before it takes the last sum of x without its masked NaNs, which then cannot share dx's room
+    shared = norm == "layer" and dtype == "float32" and mask != "no mask"
+    assert step.memory_analysis().temp_size_in_bytes <= (LEAST[mask] + shared) * c.nbytes

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from variants import assert_close, draw, exact, kinds, named, norms, over, types
 
+pytestmark = pytest.mark.usefixtures("form")
+
 EXACT = 1e-10
 
 

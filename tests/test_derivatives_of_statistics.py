@@ -9,6 +9,8 @@ from variants import assert_close
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.usefixtures("form")
+
 EXACT = 1e-10
 
 

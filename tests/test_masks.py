@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from variants import assert_close, draw, kinds, named, norms, over, over_weights, rows, types
 
+pytestmark = pytest.mark.usefixtures("form")
+
 MASKED = [v for v in rows("where") if v.name != "batch evaluation"]  # it takes no sample
 NUMBERLESS = [jnp.nan, jnp.inf, -jnp.inf]
 

@@ -1,0 +1,51 @@
+"""PyTorch's norms on the CPU, in both memory layouts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks._peers import EPSILON, MOMENTUM, Work
+
+
+def calls(w: Work, dtype: str, channels_last: bool) -> dict[str, Callable[[], Any]]:
+    """The same programs as of the JAX libraries."""
+    random, kind = np.random.default_rng(0), getattr(torch, dtype)
+    channels, rows = w.shape[-1], w.norm in ("layer", "rms") or len(w.shape) == 2
+
+    def draw() -> torch.Tensor:
+        t = torch.from_numpy(random.standard_normal(w.shape, dtype=np.float32))
+        if not rows:
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            t = t.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        return t.to(kind)
+
+    x, dy = draw().requires_grad_(), draw()
+    # torch's row norms want parameters of x's type
+    own = kind if rows else torch.float32
+    scale, bias = torch.ones(channels, dtype=own), torch.zeros(channels, dtype=own)
+    mean, var = torch.zeros(channels), torch.ones(channels)
+    trained = [v.requires_grad_() for v in ([scale] if w.norm == "rms" else [scale, bias])]
+
+    def norm(x: torch.Tensor, train: bool) -> torch.Tensor:
+        if w.norm == "batch":
+            return F.batch_norm(x, mean, var, scale, bias, train, 1 - MOMENTUM, EPSILON)
+        if w.norm == "layer":
+            return F.layer_norm(x, (channels,), scale, bias, EPSILON)
+        if w.norm == "rms":
+            return F.rms_norm(x, (channels,), scale, EPSILON)
+        if w.norm == "group":
+            return F.group_norm(x, w.groups, scale, bias, EPSILON)
+        return F.instance_norm(x, None, None, scale, bias, True, 0.1, EPSILON)
+
+    def forward(train: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return norm(x, train)
+
+    def step() -> Any:
+        y = norm(x, True)
+        return y, torch.autograd.grad(y, [x, *trained], dy)
+
+    return {"inference": lambda: forward(False), "forward": lambda: forward(True), "step": step}

@@ -1,0 +1,52 @@
+"""Over: what statistics are taken over."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import Maybe
+
+
+class Over(NamedTuple):
+    """What statistics are taken over. Static and hashable.
+
+    Groups of channels are pooled after all else, where everything is small: x is never split, which
+    would change its layout on a TPU and be slow elsewhere.
+    """
+
+    axes: tuple[int, ...]  # ascending
+    names: devices.Names = devices.Names()
+    centered: bool = True  # False: about 0, and var is the second moment
+    groups: tuple[int, int] | None = None  # an axis, none of `axes`, and into how many groups it falls
+
+    def size(self, shape: Sequence[Any]) -> Any:
+        """How many points of x, of this shape, each statistic is taken over on one device."""
+        return math.prod(shape[a] for a in self.axes) * self._members(shape)
+
+    def per_group(self, v: Array, shape: Sequence[Any], reduce: Callable[..., Array] = jnp.sum) -> Array:
+        """One value a channel, of x of this shape, to one a group."""
+        if self.groups is None:
+            return v
+        axis, count = self.groups
+        if v.shape[axis] == 1:  # the same for every channel
+            v = jnp.broadcast_to(v, (*v.shape[:axis], shape[axis], *v.shape[axis + 1 :]))
+        return reduce(
+            v.reshape(*v.shape[:axis], count, self._members(shape), *v.shape[axis + 1 :]), axis=axis + 1
+        )
+
+    def per_channel(self, v: Maybe, shape: Sequence[Any]) -> Maybe:
+        """One value a group to one a channel."""
+        if self.groups is None or v is None:
+            return v
+        axis, _ = self.groups
+        wide = (*v.shape[: axis + 1], self._members(shape), *v.shape[axis + 1 :])
+        return jnp.broadcast_to(jnp.expand_dims(v, axis + 1), wide).reshape(
+            *v.shape[:axis], shape[axis], *v.shape[axis + 1 :]
+        )
+
+    def _members(self, shape: Sequence[Any]) -> Any:
+        return 1 if self.groups is None else shape[self.groups[0]] // self.groups[1]
