@@ -21,31 +21,34 @@ class Block(nn.Module):
     norm: Callable[..., nn.Module] | None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None) -> Array:
         # A constant added before a norm is taken away by its mean.
         x = nn.Conv(self.features, (3, 3), self.stride, use_bias=self.norm is None, name="conv")(x)
         if self.norm is not None:
-            x = self.norm(name="norm")(x)
+            x = self.norm(name="norm")(x, mask=mask)
         return nn.relu(x)
 
 
 class Net(nn.Module):
     norm: str
     momentum: float = 0.9
+    axis_name: Any = None  # of the devices that batch norm meets
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        batch = partial(jn.BatchNorm, use_running_average=not train, momentum=self.momentum)
         norms: dict[str, Callable[..., nn.Module]] = {
-            "batch": partial(jn.BatchNorm, use_running_average=not train, momentum=self.momentum),
+            "batch": partial(batch, axis_name=self.axis_name),
             "layer": jn.LayerNorm,
             "group": partial(jn.GroupNorm, num_groups=8),
             "instance": jn.InstanceNorm,
             "rms": jn.RMSNorm,
         }
         norm = norms.get(self.norm)
-        x = Block(16, 1, norm, name="block1")(x)
-        x = Block(32, 2, norm, name="block2")(x)
-        x = Block(32, 2, norm, name="block3")(x)
+        mask = None if mask is None else mask[:, None, None, None]  # one value a sample
+        x = Block(16, 1, norm, name="block1")(x, mask)
+        x = Block(32, 2, norm, name="block2")(x, mask)
+        x = Block(32, 2, norm, name="block3")(x, mask)
         return nn.Dense(10, name="head")(x.mean((1, 2)))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,33 @@ class Names(NamedTuple):
     groups: tuple[tuple[int, ...], ...] | None = None
 
 
+@dataclass(frozen=True)
+class IfBound:
+    """An axis name that may be missing: statistics are local where it is not bound.
+
+    For a model that is trained across devices and evaluated on one: every function and layer takes it as
+    `axis_name`, or in a tuple of names. It is said explicitly, since no error can tell a name that is
+    misspelt from one that is missing.
+
+    Raises:
+      TypeError: several names; make each of them an IfBound.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0, 3.0], [5.0, 7.0]])
+    >>> mean = lambda x: jn.moments(x, axis=0, axis_name=jn.IfBound("data")).mean
+    >>> mean(x[0]), jax.vmap(mean, axis_name="data")(x)
+    (Array(2., dtype=float32), Array([4., 4.], dtype=float32))
+    """
+
+    name: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.name, (tuple, list)):
+            each = ", ".join(f"IfBound({name!r})" for name in self.name)
+            raise TypeError(f"IfBound: name={self.name!r} is not one name; give axis_name=({each}).")
+
+
 def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
     """Bound axis names, as a tuple."""
     if axis_name is None:
@@ -27,24 +55,30 @@ def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
                 f"give the axis's name as axis_name."
             )
         return Names()
-    found = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
-    for name in found:
+    found = []
+    for given in axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,):
+        name = given.name if isinstance(given, IfBound) else given
         try:
             lax.axis_size(name)
         except NameError:
+            if isinstance(given, IfBound):
+                continue
             raise ValueError(
                 f"{function}: axis_name={name!r} is not bound here; call it inside jax.shard_map, "
-                f"jax.pmap or jax.vmap with that axis name, or leave axis_name out: plain jit with "
-                f"sharded arrays needs none."
+                f"jax.pmap or jax.vmap with that axis name, leave axis_name out (plain jit with sharded "
+                f"arrays needs none), or give IfBound({name!r}), which is local where the name is missing."
             ) from None
+        found.append(name)
+    if not found:  # nothing to divide
+        return Names()
     if groups is not None:
         groups = tuple(tuple(int(i) for i in group) for group in groups)
-    return Names(found, groups)
+    return Names(tuple(found), groups)
 
 
 @contextlib.contextmanager
 def explained(function: str, over: Names) -> Iterator[None]:
-    """JAX's refusal of groups, as an error that names the way that works."""
+    """What JAX refuses, as errors that name the ways that work."""
     try:
         yield
     except NotImplementedError:
@@ -54,6 +88,15 @@ def explained(function: str, over: Names) -> Iterator[None]:
             f"{function}: axis_index_groups={over.groups}: JAX takes groups only under jax.pmap and under "
             f"jax.shard_map(check_vma=False); instead, make the mesh axis {over.names} two axes, one "
             f"across the groups and one within, and give the inner one as axis_name."
+        ) from None
+    except AssertionError:
+        here = jax.sharding.get_abstract_mesh().axis_names
+        inner = [name for name in over.names if name not in here]
+        if not here or not inner:
+            raise
+        raise ValueError(
+            f"{function}: axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
+            f"jax.shard_map(check_vma=False) only; use that, or reduce that axis as an axis of x."
         ) from None
 
 
@@ -76,7 +119,12 @@ def pmean(over: Names, values: Sequence[Array]) -> list[Array]:
 
 
 def _psum(over: Names, v: Array) -> Array:
-    return lax.psum(v, over.names, axis_index_groups=over.groups)
+    # lax.psum takes names that are alike: mesh axes that v varies over, or others, as vmap's are
+    outer = varying(v)
+    for names in ([n for n in over.names if n not in outer], [n for n in over.names if n in outer]):
+        if names:
+            v = lax.psum(v, tuple(names), axis_index_groups=over.groups)
+    return v
 
 
 def _together(collective: Any, values: Sequence[Array]) -> list[Array]:

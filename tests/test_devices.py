@@ -1,18 +1,109 @@
 """Several devices give what one gives: output, state and gradients, whatever each of them sees."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from layers import OURS, Case, layer
 from variants import assert_close, draw, named
 
 import jaxnorm as jn
 
 DEVICES, POINTS = 4, 3
+
+# ------------------------------------------------------------------------------------ the modes
+
+
+def mesh(*sizes, kind=AxisType.Auto):
+    return jax.make_mesh(sizes, ("a", "b")[: len(sizes)], axis_types=(kind,) * len(sizes))
+
+
+def sharded(function, check_vma=True, kind=AxisType.Auto):
+    def one(*args):
+        return jax.tree.map(lambda v: v[None], function(*jax.tree.map(lambda v: v[0], args)))
+
+    here = mesh(DEVICES, kind=kind)
+    specs = {"in_specs": P("a"), "out_specs": P("a")}
+    mapped = jax.shard_map(one, mesh=here, check_vma=check_vma, **specs)
+    if kind == AxisType.Auto:
+        return mapped
+    there, back = NamedSharding(here, P("a")), NamedSharding(here, P())
+    return lambda *args: jax.reshard(mapped(*jax.reshard(args, there)), back)
+
+
+def scanned(function):
+    def body(_, args):
+        return None, jax.checkpoint(function)(*args)
+
+    def steps(*args):  # one of them
+        _, out = jax.lax.scan(body, None, jax.tree.map(lambda v: v[None], args))
+        return jax.tree.map(lambda v: v[0], out)
+
+    return sharded(steps)
+
+
+def batched(function):
+    def twice(*args):  # one of two independent samples
+        out = jax.vmap(function)(*jax.tree.map(lambda v: jnp.stack([jnp.ones_like(v), v]), args))
+        return jax.tree.map(lambda v: v[1], out)
+
+    return sharded(twice)
+
+
+def nested(function):
+    inner = jax.vmap(function, axis_name="b")
+    specs = {"in_specs": P("a"), "out_specs": P("a")}
+    return jax.shard_map(inner, mesh=mesh(2), check_vma=False, **specs)
+
+
+MODES = {
+    "shard_map": sharded,
+    "shard_map unchecked": partial(sharded, check_vma=False),
+    "shard_map explicit": partial(sharded, kind=AxisType.Explicit),
+    "remat in scan in shard_map": scanned,
+    "vmap in shard_map": batched,
+    "vmap and shard_map": nested,
+    "pmap": partial(jax.pmap, axis_name="a"),
+    "vmap": partial(jax.vmap, axis_name="a"),
+}
+over_modes = pytest.mark.parametrize("mode", MODES)
+ALONE = ("shard_map", "shard_map unchecked", "pmap", "vmap")  # each in nothing else
+
+
+def mapped(mode, function):
+    """The function over [devices, ...], told the names of the devices' axes."""
+    names = ("a", "b") if mode == "vmap and shard_map" else "a"
+    return MODES[mode](partial(function, axis_name=names))
+
+
+# ------------------------------------------------------------------------------------ the rows
+
+
+def taken(x, scale, bias, where, stats, **options):
+    """Moments, in the table of norms."""
+    m = jn.moments(x, (0, 1), where=where, keepdims=True, **options)
+    return jnp.broadcast_to(scale * m.mean + bias * m.var, x.shape), None
+
+
+def a_layer(api):
+    case = Case("BatchNorm", (6, 3, 4), 4, {"use_scale": False, "use_bias": False, "momentum": 0.75})
+
+    def call(x, scale, bias, where, stats, **options):
+        variables = {"batch_stats": {"mean": stats.mean, "var": stats.var}}
+        y, new = layer(OURS, api, case, **options).call(variables, x, mask=where)
+        return scale * y + bias, new
+
+    return call
+
+
+(BATCH,) = named("batch")
+MOMENTS = BATCH._replace(name="moments", function=taken)
+LAYERS = [BATCH._replace(name=f"{api} layer", function=a_layer(api)) for api in OURS]
 SAMPLED = named(
     "batch several feature axes",
     "batch unbiased",
@@ -25,32 +116,22 @@ SAMPLED = named(
 )
 FEW = named("batch", "layer", "group")
 
-
-def mesh(*sizes, kind=AxisType.Auto):
-    return jax.make_mesh(sizes, ("a", "b")[: len(sizes)], axis_types=(kind,) * len(sizes))
-
-
-def sharded(function, check_vma):
-    def one(*args):
-        return jax.tree.map(lambda v: v[None], function(*jax.tree.map(lambda v: v[0], args)))
-
-    specs = {"in_specs": P("a"), "out_specs": P("a")}
-    return jax.shard_map(one, mesh=mesh(DEVICES), check_vma=check_vma, **specs)
-
-
-MODES = {
-    "shard_map": partial(sharded, check_vma=True),
-    "shard_map unchecked": partial(sharded, check_vma=False),
-    "pmap": partial(jax.pmap, axis_name="a"),
-    "vmap": partial(jax.vmap, axis_name="a"),
-}
-over_modes = pytest.mark.parametrize("mode", MODES)
+CASES = [(v, "mask", "shard_map", "float32") for v in SAMPLED]
+CASES += [(v, "mask", mode, "float32") for v in FEW for mode in ALONE]
+CASES += [(BATCH, "mask", mode, "float32") for mode in MODES if mode not in ALONE]
+CASES += [(v, "mask", mode, "float32") for v in LAYERS for mode in ("pmap", "vmap and shard_map")]
+CASES += [(MOMENTS, "mask", mode, "float32") for mode in ("shard_map unchecked", "pmap", "vmap")]
+CASES += [(v, w, "shard_map", "float64") for v in (*FEW, MOMENTS) for w in (None, "weights", "alone")]
+CASES += [(v, "mask", "shard_map", data) for v in (BATCH, MOMENTS) for data in ("float64", "far")]
+CASES += [(v, "mask", "shard_map", "far") for v in FEW[1:]]  # mean / std is 1e4
+TOLERANCE = {"float32": 1e-6, "far": 1e-6, "float64": 1e-12}
 
 
 def uneven(kind):
-    """Weights of the points on each device: the last device sees nothing."""
-    seen = np.arange(POINTS) < np.arange(POINTS, POINTS - DEVICES, -1)[:, None]
-    return seen if kind == "mask" else (seen * np.random.default_rng(5).uniform(0.5, 2, seen.shape))
+    """Weights of the points on each device: the last device sees nothing, or all but one."""
+    most = np.arange(POINTS, POINTS - DEVICES, -1) if kind != "alone" else np.array([0, POINTS, 0, 0])
+    seen = np.arange(POINTS) < most[:, None]
+    return seen if kind != "weights" else seen * np.random.default_rng(5).uniform(0.5, 2, seen.shape)
 
 
 def spread(v, axis):
@@ -62,18 +143,20 @@ def gathered(v, axis):
     return jnp.concatenate(list(v), axis)
 
 
-def large(variant, where):
+def large(variant, where, data):
     """The row's arguments with points for every device; scale and bias at every element."""
     shape = list(variant.shape)
     shape[variant.sample] = DEVICES * POINTS
-    inputs = draw(variant._replace(shape=tuple(shape)))
+    dtype = jnp.float64 if data == "float64" else jnp.float32
+    inputs = draw(variant._replace(shape=tuple(shape)), dtype)
     line = [n if a == variant.sample else 1 for a, n in enumerate(shape)]
     if where is not None:
         where = jnp.asarray(uneven(where)).reshape(line)
-        where = where if where.dtype == bool else where.astype(jnp.float32)
+        where = where if where.dtype == bool else where.astype(dtype)
     rng = np.random.default_rng(6)
-    scale, bias, ct = (jnp.asarray(v, jnp.float32) for v in rng.uniform(0.5, 2, (3, *shape)))
-    return inputs._replace(scale=scale, bias=bias, where=where), ct
+    scale, bias, ct = (jnp.asarray(v, dtype) for v in rng.uniform(0.5, 2, (3, *shape)))
+    x = inputs.x + 2e4 if data == "far" else inputs.x
+    return inputs._replace(x=x, scale=scale, bias=bias, where=where), ct
 
 
 def results(function, free, fixed, ct):
@@ -87,15 +170,10 @@ def results(function, free, fixed, ct):
     return out, grads
 
 
-CASES = [(v, "mask", "shard_map") for v in SAMPLED]
-CASES += [(v, "mask", mode) for v in FEW for mode in MODES]
-CASES += [(v, where, "shard_map") for v in FEW for where in (None, "weights")]
-
-
-@pytest.mark.parametrize(("variant", "where", "mode"), CASES, ids=lambda v: str(v or "full"))
-def test_devices_are_one_device(variant, where, mode):
-    inputs, ct = large(variant, where)
-    axis = variant.sample
+@cache
+def alone(variant, where, data):
+    """The row's arguments, and what one device makes of them."""
+    inputs, ct = large(variant, where, data)
     free = {"x": inputs.x, "scale": inputs.scale, "bias": inputs.bias}
     fixed = {"where": inputs.where, "stats": inputs.stats}
     if where == "weights":
@@ -104,61 +182,80 @@ def test_devices_are_one_device(variant, where, mode):
     def function(free, fixed, **options):
         return variant.function(**free, **fixed, **options)
 
-    expected, slopes = jax.jit(partial(results, function))(free, fixed, ct)
-    local = jax.tree.map(lambda v: spread(v, axis), {**free, "where": inputs.where})
-    where = {} if "where" in free else {"where": local.pop("where")}
-    stats = jax.tree.map(lambda v: jnp.stack([v] * DEVICES), inputs.stats)
-    mapped = MODES[mode](partial(function, axis_name="a"))
-    (y, state), grads = jax.jit(partial(results, mapped))(local, {**where, "stats": stats}, spread(ct, axis))
-    assert_close(gathered(y, axis), expected[0], 1e-6)
-    assert_close(jax.tree.map(lambda v: gathered(v, axis), grads), slopes, 1e-6)
-    for device in range(DEVICES):
-        assert_close(jax.tree.map(lambda v, d=device: v[d], state), expected[1], 1e-6)
+    return function, free, fixed, ct, jax.jit(partial(results, function))(free, fixed, ct)
 
 
-@over_modes
-def test_forward_mode_and_second_order(mode):
-    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (DEVICES * POINTS, 3)), jnp.float32)
-    where = jnp.asarray(uneven("mask")).reshape(-1, 1)
-    stats = jn.initial_stats((3,))
-
-    def layer(x, where, **options):
-        return jn.batch_norm(x, stats, train=True, where=where, **options)[0]
-
-    def derivatives(function, x, where, u):
-        def loss(x):
-            return jnp.sum(jnp.sin(function(x, where)))
-
-        tangent = jax.jvp(lambda x: function(x, where), (x,), (u,))[1]
-        return tangent, jax.jvp(jax.grad(loss), (x,), (u,))[1]
-
-    expected = jax.jit(partial(derivatives, layer))(x, where, jnp.cos(x))
-    mapped = MODES[mode](partial(layer, axis_name="a"))
-    actual = jax.jit(partial(derivatives, mapped))(*(spread(v, 0) for v in (x, where, jnp.cos(x))))
-    assert_close(tuple(gathered(v, 0) for v in actual), expected, 2e-6)
+@pytest.mark.parametrize(("variant", "where", "mode", "data"), CASES, ids=lambda v: str(v or "full"))
+def test_devices_are_one_device(variant, where, mode, data):
+    with jax.enable_x64(data == "float64"):
+        function, free, fixed, ct, (expected, slopes) = alone(variant, where, data)
+        axis = variant.sample
+        stats = jax.tree.map(lambda v: jnp.stack([v] * DEVICES), fixed["stats"])
+        local, places, ct = jax.tree.map(
+            lambda v: spread(v, axis), (free, {k: v for k, v in fixed.items() if k == "where"}, ct)
+        )
+        step = jax.jit(partial(results, mapped(mode, function)))
+        (y, state), grads = step(local, {**places, "stats": stats}, ct)
+        y, grads = jax.tree.map(lambda v: gathered(v, axis), (y, grads))
+        first = jax.tree.map(lambda v: v[0], state)
+        tolerance = TOLERANCE[data]
+        assert_close(y, expected[0], tolerance)
+        assert_close(grads, slopes, tolerance)
+        assert_close(first, expected[1], tolerance)
+        jax.tree.map(lambda v: np.testing.assert_array_equal(v, np.broadcast_to(v[:1], v.shape)), state)
 
 
-@over_modes
+CURVED = [(BATCH, mode) for mode in MODES] + [(MOMENTS, "shard_map")]
+
+
+@pytest.mark.parametrize(("variant", "mode"), CURVED, ids=str)
+def test_forward_mode_and_second_order(variant, mode):
+    with jax.enable_x64(True):
+        inputs, _ = large(variant, "mask", "float64")
+
+        def function(x, where, **options):
+            options |= {"scale": jnp.ones(()), "bias": jnp.ones(()), "stats": inputs.stats}
+            return variant.function(x, where=where, **options)[0]
+
+        def derivatives(function, x, where, u):
+            def loss(x):
+                return jnp.sum(jnp.sin(function(x, where)))
+
+            tangent = jax.jvp(lambda x: function(x, where), (x,), (u,))[1]
+            return tangent, jax.jvp(jax.grad(loss), (x,), (u,))[1]
+
+        args = inputs.x, inputs.where, jnp.cos(inputs.x)
+        expected = jax.jit(partial(derivatives, function))(*args)
+        step = jax.jit(partial(derivatives, mapped(mode, function)))
+        actual = step(*(spread(v, variant.sample) for v in args))
+        assert_close(tuple(gathered(v, variant.sample) for v in actual), expected, 1e-12)
+
+
+@pytest.mark.parametrize("mode", ALONE)
 def test_statistics_are_accurate_however_the_devices_differ(mode):
     x = np.random.default_rng(0).normal(1e4, 1, (DEVICES, 256, 3)).astype(np.float32)
     x[1] += 10
     where = np.ones((DEVICES, 256, 1), bool)
     where[0, 3:] = where[3] = False
-    m = jax.jit(MODES[mode](partial(jn.moments, axis=0, axis_name="a")))(x)
-    masked = jax.jit(MODES[mode](lambda x, w: jn.moments(x, 0, where=w, axis_name="a")))(x, where)
-    for actual, seen in ((m, x.reshape(-1, 3)), (masked, x[where[..., 0]])):
+
+    def both(x, where, **options):
+        return jn.moments(x, 0, **options), jn.moments(x, 0, where=where, **options)
+
+    for actual, seen in zip(
+        jax.jit(mapped(mode, both))(x, where), (x.reshape(-1, 3), x[where[..., 0]]), strict=True
+    ):
         seen = seen.astype(np.float64)
         np.testing.assert_allclose(actual.var[0], seen.var(0), rtol=5e-6)
         np.testing.assert_allclose(actual.mean[-1], seen.mean(0), rtol=1e-6)
         np.testing.assert_array_equal(actual.weight[1], len(seen))
 
 
-@over_modes
+@pytest.mark.parametrize("mode", ALONE)
 def test_no_device_sees_anything(mode):
     x, nothing = jnp.full((DEVICES, 2, 3), jnp.nan), jnp.zeros((DEVICES, 2, 1), bool)
     stats, bias = jn.initial_stats((3,)), jnp.float32([1, 2, 3])
-    layer = partial(jn.batch_norm, train=True, bias=bias, axis_name="a")
-    y, state = jax.jit(MODES[mode](lambda x, w: layer(x, stats, where=w)))(x, nothing)
+    norm = partial(jn.batch_norm, stats=stats, train=True, bias=bias)
+    y, state = jax.jit(mapped(mode, lambda x, w, **options: norm(x, where=w, **options)))(x, nothing)
     np.testing.assert_array_equal(y, jnp.broadcast_to(bias[None, None], y.shape))
     for device in range(DEVICES):
         jax.tree.map(lambda v, old, d=device: np.testing.assert_array_equal(v[d], old), state, stats)
@@ -219,37 +316,176 @@ def test_one_axis_of_two_or_both(names):
     assert_close(jax.jit(mapped)(x), together(x), 1e-6)
 
 
-def test_groups_of_devices():
-    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 2, 3)), jnp.float32)
-    groups = [[0, 2], [1, 3]]
+def test_a_mesh_axis_along_which_all_devices_see_the_same():
+    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 3, 2)), jnp.float32)
+    scale = jnp.float32([1, 2])
+
+    def loss(x, scale, **options):
+        return jnp.sum(jnp.sin(jn.layer_norm(x, axis=0, scale=scale, feature_axis=2, **options)))
+
+    def across(x, scale):
+        return jax.lax.psum(loss(x, scale, axis_name=("a", "b")), "a")
+
+    mapped = jax.shard_map(across, mesh=mesh(2, 4), in_specs=(P("a"), P()), out_specs=P())
+    step = jax.jit(jax.value_and_grad(mapped, argnums=(0, 1)))
+    assert_close(step(x, scale), jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, scale), 2e-6)
+
+
+GROUPED = {
+    "pmap": partial(jax.pmap, axis_name="a"),
+    "shard_map unchecked": partial(sharded, check_vma=False),
+    "one mesh axis of two": lambda function: jax.shard_map(
+        jax.vmap(function), mesh=mesh(2, 2), in_specs=P(("a", "b")), out_specs=P(("a", "b"))
+    ),
+}
+
+
+@pytest.mark.parametrize("way", GROUPED)
+def test_groups_of_devices(way):
+    """Device i is (i // 2, i % 2) of the mesh of two axes: along "a" 0 and 2 are one group, 1 and 3."""
+    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (DEVICES, 2, 3)), jnp.float32)
+    stats, groups = jn.initial_stats((3,)), [[0, 2], [1, 3]]
+    options = {} if way == "one mesh axis of two" else {"axis_index_groups": groups}
 
     def local(x):
-        stats = jn.initial_stats((3,))
-        return jn.batch_norm(x, stats, train=True, axis_name="a", axis_index_groups=groups)
+        m = jn.combine(jn.moments(x, 0), axis_name="a", **options)
+        return jn.batch_norm(x, stats, train=True, axis_name="a", **options), m
 
-    y, state = MODES["pmap"](local)(x)
+    (y, state), m = jax.jit(GROUPED[way](local))(x)
     for group in groups:
         index = np.asarray(group)
-        pair = x[index].reshape(4, 3)
-        expected, remembered = jn.batch_norm(pair, jn.initial_stats((3,)), train=True)
+        expected, remembered = jn.batch_norm(x[index].reshape(4, 3), stats, train=True)
         assert_close(y[index].reshape(4, 3), expected, 1e-6)
         for device in group:
-            assert_close(jax.tree.map(lambda v, d=device: v[d], state), remembered, 1e-6)
+            found = jax.tree.map(lambda v, d=device: v[d], (state, m))
+            assert_close(found, (remembered, jn.moments(x[index], (0, 1))), 1e-6)
+
+
+SHARDED = (8, 2, 4)  # over 8 devices; the last three see nothing
+
+
+@cache
+def layers_under_jit():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(2, 3, SHARDED), jnp.float32)
+    where = jnp.arange(8)[:, None, None] < 5
+
+    def loss(x, where):
+        y, state = jn.batch_norm(x, jn.initial_stats((4,)), train=True, where=where)
+        y = jn.group_norm(jn.layer_norm(y), 2)
+        return jnp.sum(jnp.sin(y)), (y, state)
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return step, (x, where), step(x, where)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_arrays_under_jit_need_no_name(kind):
-    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (8, 5, 4)), jnp.float32)
-
-    def layers(x):
-        y, state = jn.batch_norm(x, jn.initial_stats((4,)), train=True)
-        return jn.group_norm(jn.layer_norm(y), 2), state
-
-    def loss(x):
-        return jnp.sum(jnp.sin(layers(x)[0]))
-
+    step, args, expected = layers_under_jit()
     here = mesh(8, kind=kind)
     with jax.set_mesh(here):
-        placed = jax.device_put(x, NamedSharding(here, P("a")))
-        actual = jax.jit(layers)(placed), jax.jit(jax.grad(loss))(placed)
-    assert_close(jax.device_get(actual), (layers(x), jax.jit(jax.grad(loss))(x)), 2e-6)
+        actual = step(*jax.device_put(args, NamedSharding(here, P("a"))))
+    assert_close(jax.device_get(actual), expected, 2e-6)
+
+
+# ------------------------------------------------------------------------------------ reconciled
+
+
+@over_modes
+def test_local_statistics_combine_by_the_law(mode):
+    """Counts and masses alike: the mean is pooled, and the spread of the means enters the variance."""
+    rng = np.random.default_rng(0)
+    mean, var = rng.normal(1e4, 3, (DEVICES, 5)), rng.uniform(0.5, 2, (DEVICES, 5))
+    weight = np.float64([7, 0.5, 0, 1])[:, None] * np.ones(5)
+    mean[2] = var[2] = np.nan  # of nothing
+    live = [0, 1, 3]
+    middle = np.average(mean[live], 0, weight[live])
+    total = np.average(var[live] + (mean[live] - middle) ** 2, 0, weight[live])
+    with jax.enable_x64(True):
+        local = jax.tree.map(jnp.asarray, jn.Moments(mean, var, weight))
+        m = jax.jit(mapped(mode, jn.combine))(local)
+        assert_close(jax.tree.map(lambda v: v[0], m), jn.Moments(middle, total, weight.sum(0)), 1e-12)
+        jax.tree.map(lambda v: np.testing.assert_array_equal(v, np.broadcast_to(v[:1], v.shape)), m)
+
+
+def test_training_apart_and_reconciling_is_training_together():
+    """Twice two local steps, reconciled after each two; the last device never sees anything."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(1e4, 1, (4, DEVICES * POINTS, 3)))
+        where = jnp.asarray(uneven("mask")).reshape(-1, 1)
+        start = jn.initial_stats((3,), weight=0.0, dtype=jnp.float64)
+
+        def remembered(state, x, where):
+            def step(state, x):
+                return jn.batch_norm(x, state, train=True, decay=None, where=where)[1], None
+
+            return jax.lax.scan(step, state, x)[0]
+
+        def apart(x, where):
+            def period(total, x):
+                local = remembered(jax.lax.pcast(start, "a", to="varying"), x, where)
+                return jn.merge(total, jn.combine(local, axis_name="a")), None
+
+            return jax.lax.scan(period, start, x.reshape(2, 2, *x.shape[1:]))[0]
+
+        # out_specs P(): that it is the same on all devices, JAX checks
+        specs = {"in_specs": (P(None, "a"), P("a")), "out_specs": P()}
+        total = jax.jit(jax.shard_map(apart, mesh=mesh(DEVICES), **specs))(x, where)
+        assert_close(total, jax.jit(remembered)(start, x, where), 1e-12)
+
+
+def test_axes_with_and_without_a_name_are_combined_at_once():
+    parts = jn.moments(jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 2, 3, 5)), jnp.float32), 3)
+    m = jax.jit(jax.vmap(partial(jn.combine, axis=0, axis_name="a"), axis_name="a"))(parts)
+    assert_close(jax.tree.map(lambda v: v[2], m), jn.combine(parts, (0, 1)), 1e-6)
+
+
+# ------------------------------------------------------------------------------------ local if unbound
+
+
+def apply(api, x, axis_name):
+    if api == "pure":
+        return jn.batch_norm(x, jn.initial_stats((4,)), train=True, axis_name=axis_name)
+    variables = {"batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
+    affine = {"use_scale": False, "use_bias": False}
+    made = layer(OURS, api, Case("BatchNorm", x.shape, 4, affine), axis_name=axis_name)
+    return made.call(variables, x)
+
+
+@pytest.mark.parametrize("api", ["pure", *OURS])
+def test_a_name_that_may_be_missing(api):
+    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (2, 6, 4)), jnp.float32)
+    names = jn.IfBound("a"), ("a", jn.IfBound("missing"))
+
+    def across(axis_name):
+        return jax.jit(jax.vmap(partial(apply, api, axis_name=axis_name), axis_name="a"))(x)
+
+    def on_one(axis_name):
+        return jax.jit(partial(apply, api, axis_name=axis_name))(x[0])
+
+    together, local = across("a"), on_one(None)
+    for name in names:
+        jax.tree.map(np.testing.assert_array_equal, across(name), together)
+    jax.tree.map(np.testing.assert_array_equal, on_one(jn.IfBound("a")), local)
+    assert not np.allclose(local[0], together[0][0], atol=0.1)
+
+
+def test_groups_of_a_name_that_is_missing():
+    x, groups = jnp.ones((2, 4)), [[0, 1], [2, 3]]
+    m = jn.moments(x, 0, axis_name=jn.IfBound("a"), axis_index_groups=groups)
+    np.testing.assert_array_equal(m.weight, 2)
+
+
+def test_an_nnx_model_is_traced_by_its_name_that_may_be_missing():
+    """As a static attribute it is compared and hashed by its value."""
+    traces = []
+
+    @nnx.jit
+    def run(model, x):
+        traces.append(x)
+        return model(x)
+
+    for _ in range(2):
+        norm = OURS["nnx"].BatchNorm(4, axis_name=jn.IfBound("a"), rngs=nnx.Rngs(0))
+        run(norm, jnp.ones((2, 4)))
+    assert len(traces) == 1

@@ -149,15 +149,15 @@ VALUES = [
     # devices
     (
         lambda: train(axis_name="batch"),
-        "batch_norm: axis_name='batch' is not bound here; call it inside jax.shard_map, "
-        "jax.pmap or jax.vmap with that axis name, or leave axis_name out: plain jit with "
-        "sharded arrays needs none.",
+        "batch_norm: axis_name='batch' is not bound here; call it inside jax.shard_map, jax.pmap or "
+        "jax.vmap with that axis name, leave axis_name out (plain jit with sharded arrays needs none), or "
+        "give IfBound('batch'), which is local where the name is missing.",
     ),
     (
         lambda: jax.vmap(partial(jn.layer_norm, axis_name=("a", "b")), axis_name="a")(X),
         "layer_norm: axis_name='b' is not bound here; call it inside jax.shard_map, jax.pmap or "
-        "jax.vmap with that axis name, or leave axis_name out: plain jit with sharded arrays "
-        "needs none.",
+        "jax.vmap with that axis name, leave axis_name out (plain jit with sharded arrays needs none), or "
+        "give IfBound('b'), which is local where the name is missing.",
     ),
     (
         lambda: train(axis_index_groups=[[0, 1], [2, 3]]),
@@ -167,6 +167,10 @@ VALUES = [
 ]
 
 TYPES = [
+    (
+        lambda: jn.IfBound(("a", "b")),
+        "IfBound: name=('a', 'b') is not one name; give axis_name=(IfBound('a'), IfBound('b')).",
+    ),
     (
         lambda: jn.moments(X, 0, where=X.astype(jnp.complex64)),
         "moments: where must be a boolean mask or real weights, got dtype complex64; convert it "
@@ -275,6 +279,17 @@ def test_groups_where_jax_takes_none(call):
         "across the groups and one within, and give the inner one as axis_name."
     )
     assert_raises(ValueError, partial(call, jnp.ones((4, 3, 4))), text)
+
+
+def test_a_name_of_vmap_where_jax_takes_none():
+    inner = jax.vmap(partial(jn.layer_norm, axis_name=("a", "b")), axis_name="b")
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    text = (
+        "layer_norm: axis_name='b' is an axis of jax.vmap, over which JAX sums inside of "
+        "jax.shard_map(check_vma=False) only; use that, or reduce that axis as an axis of x."
+    )
+    call = jax.shard_map(inner, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+    assert_raises(ValueError, partial(call, jnp.ones((4, 3))), text)
 
 
 def test_errors_come_at_trace_time():

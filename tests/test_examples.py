@@ -155,9 +155,43 @@ def test_population_runs_as_a_script(tmp_path):
     assert len(re.findall(r"^│ [1-5] ", done.stdout, re.MULTILINE)) == 5
 
 
+def test_style_statistics(tmp_path, capsys):
+    import_module("style_statistics").main(["--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert_pictures(output, tmp_path / "style_statistics.png")
+    ours = {name.strip(): v for name, v in re.findall(r"│ ([a-z ,]+?) +│ (.*) │", output)}
+    assert ours["temple, styled as the flower"] == ours["flower"] != ours["temple"]
+
+
+@flexible
+def test_sequences(tmp_path, capsys, monkeypatch):
+    sequences = import_module("sequences")
+    images, labels = sequences.digits()
+    monkeypatch.setattr(sequences, "digits", lambda: (images[:1408], labels[:1408]))
+    monkeypatch.setattr(sequences, "NORMS", {"batch, per step": sequences.LONGEST})
+    monkeypatch.setattr(sequences, "LENGTHS", (16,))
+    sequences.main(["--epochs", "2", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert_pictures(output, tmp_path / "sequences.png")
+    (accuracy,) = re.findall(r"│ batch, per step │ ([\d.]+)", output)
+    assert float(accuracy) > 20  # chance is 10
+
+
 @flexible
 def test_quickstart(capsys):
     names = runpy.run_path(str(EXAMPLES / "quickstart.py"))
     chex.assert_trees_all_close(names["merged"], names["jaxnorm"].moments(names["x"], 0), rtol=1e-6)
     assert names["loss"] < 0.5 * np.var(names["x"][:, 0] ** 2)
     assert "finite: True True" in capsys.readouterr().out
+
+
+@flexible
+def test_the_styles_of_data_parallel_training_agree(capsys):
+    states = import_module("data_parallel").main(epochs=1)
+    assert set(states) == {"one device", "jit", "shard_map", "pmap"}
+    one = states.pop("one device")
+    assert float(np.abs(one.batch_stats["block1"]["norm"]["mean"]).max()) > 0.01
+    for state in states.values():
+        for part in ("params", "batch_stats"):
+            chex.assert_trees_all_close(getattr(state, part), getattr(one, part), rtol=0, atol=5e-6)
+    assert len(re.findall(r"[\d.]+%.* [\d.]+e[-+]0\d", capsys.readouterr().out)) == 4

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, and is what examples/quickstart.py says."""
+"""Every Python block of the README and of docs/ runs, in order; the README's are examples/quickstart.py's."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def run(page):
+    """What the page's blocks, one after the other, have named."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    names = {"__name__": page.stem}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    return len(blocks), names
 
 
 @pytest.mark.flexible
-def test_the_blocks_run():
-    assert len(BLOCKS) >= 4
-    names = {"__name__": "readme"}
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"README.md, block {number}", "exec"), names)
+def test_the_blocks_of_the_readme_run():
+    number, names = run(PAGES[0])
+    assert number >= 4
     assert bool(names["mask"].any())
     assert bool(names["jnp"].isfinite(names["y"][names["mask"]]).all())
     assert bool(names["jnp"].isfinite(names["stats"].mean).all())
+
+
+@pytest.mark.flexible
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_the_blocks_of_the_documentation_run(page):
+    """What they claim, they assert."""
+    run(page)
 
 
 @pytest.mark.flexible
