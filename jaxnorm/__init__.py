@@ -4,7 +4,23 @@ Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` 
 """
 
 from jaxnorm._average import ema as ema
+from jaxnorm._banks import bank_norm as bank_norm
+from jaxnorm._banks import blended_batch_norm as blended_batch_norm
 from jaxnorm._batch import batch_norm as batch_norm
+from jaxnorm._conditional import adaptive_instance_norm as adaptive_instance_norm
+from jaxnorm._conditional import adaptive_layer_norm as adaptive_layer_norm
+from jaxnorm._conditional import conditional_batch_norm as conditional_batch_norm
+from jaxnorm._conditional import film as film
+from jaxnorm._conditional import spade as spade
+from jaxnorm._devices import IfBound as IfBound
+from jaxnorm._evonorm import evonorm_b0 as evonorm_b0
+from jaxnorm._evonorm import evonorm_s0 as evonorm_s0
+from jaxnorm._inputs import input_norm as input_norm
+from jaxnorm._inputs import pop_art as pop_art
+from jaxnorm._inputs import reversible_norm as reversible_norm
+from jaxnorm._lengths import pixel_norm as pixel_norm
+from jaxnorm._lengths import scale_norm as scale_norm
+from jaxnorm._lengths import weight_demodulate as weight_demodulate
 from jaxnorm._moments import Moments as Moments
 from jaxnorm._moments import combine as combine
 from jaxnorm._moments import initial_stats as initial_stats
@@ -14,9 +30,28 @@ from jaxnorm._norms import group_norm as group_norm
 from jaxnorm._norms import instance_norm as instance_norm
 from jaxnorm._norms import layer_norm as layer_norm
 from jaxnorm._norms import rms_norm as rms_norm
+from jaxnorm._renorm import batch_renorm as batch_renorm
+from jaxnorm._renorm import ghost_batch_norm as ghost_batch_norm
+from jaxnorm._responses import filter_response_norm as filter_response_norm
+from jaxnorm._responses import global_response_norm as global_response_norm
 from jaxnorm._responses import local_response_norm as local_response_norm
 from jaxnorm._responses import unit_norm as unit_norm
+from jaxnorm._spectral import SpectralStats as SpectralStats
+from jaxnorm._spectral import initial_spectral_stats as initial_spectral_stats
+from jaxnorm._spectral import spectral_norm as spectral_norm
 from jaxnorm._standardize import standardize as standardize
 from jaxnorm._standardize import unstandardize as unstandardize
+from jaxnorm._switchable import switchable_norm as switchable_norm
+from jaxnorm._transformers import dynamic_erf as dynamic_erf
+from jaxnorm._transformers import dynamic_tanh as dynamic_tanh
+from jaxnorm._transformers import gated_rms_norm as gated_rms_norm
+from jaxnorm._transformers import partial_rms_norm as partial_rms_norm
+from jaxnorm._transformers import qk_norm as qk_norm
+from jaxnorm._weights import weight_lengths as weight_lengths
+from jaxnorm._weights import weight_norm as weight_norm
+from jaxnorm._weights import weight_standardize as weight_standardize
+from jaxnorm._whitening import Covariance as Covariance
+from jaxnorm._whitening import decorrelated_batch_norm as decorrelated_batch_norm
+from jaxnorm._whitening import initial_covariance as initial_covariance
 
 __version__ = "0.1.0"

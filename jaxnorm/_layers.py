@@ -4,6 +4,7 @@ A `layer` is any object with Flax's fields. What only its framework knows, where
 whether this is initialization, it hands in as `own`: scale, bias, dtype, axis_name, axis_index_groups.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,9 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import _batch, _norms
 from jaxnorm import _checks as check
-from jaxnorm._moments import Moments
+from jaxnorm import _norms
 
 Axes = int | Sequence[int]
 
@@ -26,12 +26,12 @@ promotion = partial(jax.numpy_dtype_promotion, "standard")
 
 def layer_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
     axes = {"axis": layer.reduction_axes, "feature_axis": layer.feature_axes}
-    return _call(_norms.layer_norm, layer, x, mask, weights, **axes, **own)
+    return call(_norms.layer_norm, layer, x, mask, weights, **axes, **own)
 
 
 def rms_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
     axes = {"axis": layer.reduction_axes, "feature_axis": layer.feature_axes}
-    return _call(_norms.rms_norm, layer, x, mask, weights, **axes, **own)
+    return call(_norms.rms_norm, layer, x, mask, weights, **axes, **own)
 
 
 def group_norm(
@@ -69,44 +69,12 @@ def group_norm(
             f"({channels}). Choose a divisor of {channels}."
         )
     groups = {"num_groups": num_groups, "group_size": group_size, "reduction_axes": reduced}
-    return _call(_norms.group_norm, layer, x, mask, weights, **groups, **own)
+    return call(_norms.group_norm, layer, x, mask, weights, **groups, **own)
 
 
 def instance_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
     axes = {"feature_axis": layer.feature_axes}
-    return _call(_norms.instance_norm, layer, x, mask, weights, **axes, **own)
-
-
-def batch_norm(
-    layer: Any,
-    x: Array,
-    mask: Any,
-    weights: Any,
-    *,
-    mean: Array,
-    var: Array,
-    use_running_average: Any,
-    **own: Any,
-) -> tuple[Array, Moments | None]:
-    """y, and the statistics to store, shaped as they came in: None where evaluation stores nothing."""
-    traced = check.traced(use_running_average)
-    # Flax stores no weight: its average begins at (0, 1) and has a mass of 1
-    stored = Moments(_widen(mean), _widen(var), jnp.ones_like(_widen(var)))
-    y, new = _call(
-        _batch.batch_norm,
-        layer,
-        x,
-        mask,
-        weights,
-        stats=Moments(*(per_feature(layer, v, x, layer.axis) for v in stored)),
-        train=jnp.logical_not(use_running_average) if traced else not use_running_average,
-        feature_axis=layer.axis,
-        decay=layer.momentum,
-        **own,
-    )
-    if not traced and use_running_average:
-        return y, None
-    return y, Moments(*(v.reshape(mean.shape) for v in new))
+    return call(_norms.instance_norm, layer, x, mask, weights, **axes, **own)
 
 
 def feature_shape(layer: Any, x: Array, axes: Axes) -> tuple[int, ...]:
@@ -120,11 +88,45 @@ def per_feature(layer: Any, value: Array, x: Array, axes: Axes) -> Array:
     if value.shape == shape:
         return value
     if value.size != math.prod(shape):
-        raise ValueError(
-            f"{type(layer).__name__}: {value.size} stored features do not fit axis {axes} of x, shape "
-            f"{x.shape}; choose a layer of {math.prod(shape)} features."
-        )
+        raise ValueError(misfit(layer, x, axes, value.size))
     return value.reshape(shape)
+
+
+def misfit(layer: Any, x: Array, axes: Axes, size: Any) -> str:
+    return (
+        f"{type(layer).__name__}: {size} stored features do not fit axis {axes} of x, shape {x.shape}; "
+        f"choose a layer of {math.prod(feature_shape(layer, x, axes))} features."
+    )
+
+
+def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
+    there = ", ".join(name or "the model itself" for name in found) or "none that keeps statistics"
+    return f"{function}: filter={filter!r} chooses no batch norm; there is: {there}."
+
+
+def initializer(layer: Any, name: str) -> Any:
+    """Of a layer's scale or bias. A zero-centred scale starts at 0 where Flax's default is 1."""
+    start = getattr(layer, f"{name}_init")
+    centered = name == "scale" and getattr(layer, "zero_centered_scale", False)
+    return jax.nn.initializers.zeros if centered and start is jax.nn.initializers.ones else start
+
+
+def given(**overrides: Any) -> dict[str, Array]:
+    """The scale and bias of a call, which come before the layer's own."""
+    return {name: jnp.asarray(value) for name, value in overrides.items() if value is not None}
+
+
+def extends(init: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Shows a constructor with the arguments of Flax's, `init`, before its own."""
+
+    def decorate(extended: Any) -> Callable[..., None]:
+        theirs = inspect.signature(init).parameters
+        own = inspect.signature(extended).parameters
+        new = [p for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in theirs]
+        extended.__signature__ = inspect.Signature([*theirs.values(), *new])
+        return extended
+
+    return decorate
 
 
 def devices(layer: Any) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def mean_dtype(like: Array | DTypeLike, *others: DTypeLike | None) -> DTypeLike:
         return jnp.result_type(jnp.float32, like, *filter(_is_complex, others))
 
 
-def _call(
+def call(
     function: Callable[..., Any],
     layer: Any,
     x: Array,
@@ -162,6 +164,8 @@ def _call(
     weights: Any,
     **options: Any,
 ) -> Any:
+    if getattr(layer, "zero_centered_scale", False) and options.get("scale") is not None:
+        options["scale"] = widen(options["scale"]) + 1
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # it meets complex parameters
     return function(x, epsilon=layer.epsilon, where=_where(mask, weights), **options)
@@ -171,8 +175,8 @@ def _is_complex(dtype: DTypeLike | None) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
 
 
-def _widen(value: Array) -> Array:
-    """A checkpoint may hold bfloat16 statistics, in which a running average stalls."""
+def widen(value: Array) -> Array:
+    """In float32 or wider: a running average stalls in bfloat16, and 1 + g loses what g learned."""
     return value.astype(mean_dtype(value))
 
 

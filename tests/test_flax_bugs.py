@@ -186,7 +186,7 @@ def test_linen_refuses_statistics_of_another_layer():
 def test_the_mode_may_be_traced(api):
     """Flax needs a Python bool: TracerBoolConversionError."""
     side, x = layer(OURS, api, BATCH_NORM), draw((8, 4))
-    variables = side.init(x)
+    _, variables = side.call(side.init(x), x)
     step = jax.jit(lambda flag: side.call(variables, x, use_running_average=flag))
     for flag in (False, True):
         jax.tree.map(close, step(flag), side.call(variables, x, use_running_average=flag))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from layers import OURS, PLAIN, Case, draw, layer
+from layers import CASES, OURS, PLAIN, Case, draw, layer
 
 import jaxnorm as jn
 
@@ -37,6 +37,40 @@ def test_shapes_need_no_data(api, case):
     y, after = jax.eval_shape(side.call, variables, x)
     assert y.shape == x.shape
     assert kinds(after) == kinds(variables)
+
+
+NAMES = {"axis": "feature_axis", "feature_axes": "feature_axis", "momentum": "decay"}
+
+
+def direct(case, variables, x):
+    """What the pure function makes of a layer's options and variables."""
+    names = NAMES if case.name == "GroupNorm" else NAMES | {"reduction_axes": "axis"}
+    options = {names.get(k, k): v for k, v in case.options.items() if not k.startswith("use_")}
+    if case.name in ("LayerNorm", "RMSNorm"):
+        options.setdefault("feature_axis", -1)
+    axes = np.atleast_1d(options.get("feature_axis", -1)) % x.ndim
+    shape = [x.shape[a] for a in sorted(axes)]  # nnx keeps several feature axes as one
+    options |= {k: v.reshape(shape) for k, v in variables["params"].items()}
+    if case.name != "BatchNorm":
+        function = "rms_norm" if case.name == "RMSNorm" else case.name[:-4].lower() + "_norm"
+        return getattr(jn, function)(x, **options), {}
+    mean, var = (variables["batch_stats"][k].reshape(shape) for k in ("mean", "var"))
+    y, stats = jn.batch_norm(x, jn.Moments(mean, var, jnp.ones_like(var)), train=True, **options)
+    return y, {k: getattr(stats, k) for k in ("mean", "var")}
+
+
+@both
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_layer_gives_what_its_function_gives(api, case):
+    side, x = layer(OURS, api, case), draw(case.shape)
+    variables = {"params": {}} | side.init(x)
+    for seed, (name, value) in enumerate(variables["params"].items()):
+        variables["params"][name] = draw(value.shape, seed=seed)
+    y, after = side.call(variables, x)
+    expected, stats = direct(case, variables, x)
+    np.testing.assert_array_equal(y, expected)
+    for name, value in stats.items():
+        np.testing.assert_array_equal(after["batch_stats"][name].reshape(value.shape), value)
 
 
 @pytest.mark.parametrize("case", [c for c in PLAIN if c.name != "BatchNorm"], ids=str)
@@ -159,7 +193,8 @@ def test_linen_init_updates_nothing_and_meets_no_device():
 def test_linen_evaluates_without_mutable_statistics():
     norm, x = OURS["linen"].BatchNorm(), draw((8, 4))
     variables = norm.init(jax.random.key(0), x, use_running_average=True)
-    close(norm.apply(variables, x, use_running_average=True), x, atol=1e-4)
+    variables["batch_stats"]["mean"] += 1
+    close(norm.apply(variables, x, use_running_average=True), x - 1, atol=1e-4)
     with pytest.raises(flax.errors.ModifyScopeVariableError):
         norm.apply(variables, x, use_running_average=False)
 

@@ -1,0 +1,141 @@
+"""What the layers that remember share: the statistics of batch norm, and of weights."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxnorm import _batch, _moments, _spectral, _weights
+from jaxnorm import _checks as check
+from jaxnorm import _layers as layers
+from jaxnorm._moments import Moments
+
+
+def batch_norm(
+    layer: Any,
+    x: Array,
+    mask: Any,
+    weights: Any,
+    *,
+    stats: dict[str, Array],
+    use_running_average: Any,
+    update_stats: bool | None,
+    frozen: bool,
+    initializing: bool = False,
+    **own: Any,
+) -> tuple[Array, dict[str, Array]]:
+    """y, and the statistics to store, shaped as they came in: none where nothing is stored.
+
+    Which statistics are used and whether they are updated are two questions. Flax asks the first; its
+    answer to the second, updated where the batch's are used, is that of `update_stats=None`.
+    """
+    if frozen:
+        use_running_average, update_stats = True, False
+    traced = check.traced(use_running_average)
+    train = jnp.logical_not(use_running_average) if traced else not use_running_average
+    mean, var = layers.widen(stats["mean"]), layers.widen(stats["var"])
+    # Flax stores no weight: its average begins at (0, 1) and has a mass of 1
+    stored = Moments(mean, var, stats["weight"] if "weight" in stats else np.ones(var.shape, var.dtype))
+    decay = layer.momentum
+    if callable(decay):
+        with layers.promotion():  # a schedule's own arithmetic
+            decay = decay(stats["step"])
+    call = partial(
+        layers.call,
+        _batch.batch_norm,
+        layer,
+        x,
+        mask,
+        weights,
+        stats=Moments(*(layers.per_feature(layer, v, x, layer.axis) for v in stored)),
+        feature_axis=layer.axis,
+        decay=decay,
+        unbiased=layer.unbiased,
+        **own,
+    )
+    y, new = call(train=train)
+    updated = train if update_stats is None else bool(update_stats)
+    if updated is False and train is False and not initializing:
+        warn_if_untrained(layer, stats)
+    if updated is False or initializing:
+        return y, {}
+    if update_stats and train is not True:
+        _, new = call(train=True)  # in a compiled program its y costs nothing
+    values = new._asdict()
+    if "step" in stats:
+        values["step"] = stats["step"] + jnp.asarray(updated, jnp.int32)
+    return y, {name: values[name].reshape(v.shape) for name, v in stats.items()}
+
+
+def initial_stats(layer: Any, shape: tuple[int, ...], dtype: DTypeLike) -> dict[str, Callable[[], Array]]:
+    """What a batch norm keeps, by name: Flax's two, and what a debiased average or a schedule needs."""
+    start = partial(_moments.initial_stats, shape, weight=0.0, dtype=dtype)
+    kept = {"mean": lambda: start().mean, "var": lambda: start().var}
+    if layer.debias or layer.momentum is None:
+        kept["weight"] = lambda: start().weight
+    if callable(layer.momentum):
+        kept["step"] = partial(jnp.zeros, (), jnp.int32)
+    return kept
+
+
+def mark(var: Any) -> Any:
+    """What says that statistics are frozen: an array like them, which nn.vmap and nn.scan split alike."""
+    return jax.tree.map(lambda v: jnp.ones_like(v, bool), var)
+
+
+def warn_if_untrained(layer: Any, stats: dict[str, Array]) -> None:
+    """Evaluation by the initial statistics changes nothing, and is seldom meant. Python shows it once."""
+    mean, var = stats["mean"], stats["var"]
+    # what is still being computed has been updated: nothing is waited for
+    arrays: list[Any] = [v for v in (mean, var) if isinstance(v, Array)]  # a checkpoint may hold numpy's
+    known = all(not check.traced(v) and v.is_fully_addressable and v.is_ready() for v in arrays)
+    if known and not np.any(mean) and np.all(np.asarray(var) == 1):
+        warnings.warn(
+            f"{type(layer).__name__}: evaluated by statistics that no batch has updated; their mean of 0 and "
+            "var of 1 leave x as it is. Train first (in linen, keep the batch_stats that apply returns), or "
+            "load a checkpoint.",
+            stacklevel=2,
+        )
+
+
+def weight_norm(layer: Any, v: Array, scale: Array | None) -> Array:
+    dtype = layers.result_dtype(layer, v, scale)
+    options = {"feature_axis": layer.feature_axes, "epsilon": layer.epsilon, "select": _every}
+    return _weights.weight_norm(v, scale=scale, dtype=dtype, **options)
+
+
+def weight_scale(layer: Any, v: Array, key: Array | None) -> Array:
+    """The scale at the start: Flax's, or the length of v, with which v stays as it is."""
+    lengths = partial(_weights.weight_lengths, v, feature_axis=layer.feature_axes, select=_every)
+    if layer.scale_from_weights:
+        return lengths().astype(layer.param_dtype)
+    return layer.scale_init(key, jax.eval_shape(lengths).shape, layer.param_dtype)
+
+
+def spectral_norm(layer: Any, v: Array, u: Array, sigma: Array) -> tuple[Array, dict[str, Array]]:
+    dtype = layers.result_dtype(layer, v, u)
+    options = {"n_steps": layer.n_steps, "epsilon": layer.epsilon, "dtype": dtype}
+    w, stats = _spectral.spectral_norm(v, _spectral.SpectralStats(u, sigma), **options)
+    return w, stats._asdict()
+
+
+def is_matrix(layer: Any, v: Array) -> bool:
+    """Whether spectral norm is defined on a parameter; Flax takes one of more axes for a matrix, too."""
+    if v.ndim <= 1 or layer.n_steps < 1:
+        return False
+    if v.ndim > 2 and layer.error_on_non_matrix:
+        raise ValueError(
+            f"SpectralNorm: Input is {v.ndim}D but error_on_non_matrix is True; wrap a layer whose kernel is "
+            "a matrix, or leave error_on_non_matrix out to flatten the leading axes."
+        )
+    return True
+
+
+def _every(*_: Any) -> bool:
+    return True

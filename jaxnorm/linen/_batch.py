@@ -1,0 +1,108 @@
+"""Linen's batch norm."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flax import linen as nn
+from flax.errors import FlaxError, ModifyScopeVariableError
+from jax import Array
+
+from jaxnorm import _layers as layers
+from jaxnorm import _state_layers as state
+from jaxnorm.linen._parameters import own_parameters
+
+_MODE = (
+    "BatchNorm: say which statistics normalize, those of the batch in training (use_running_average=False) "
+    "or the stored ones in evaluation (True), once: in the constructor or in the call."
+)
+_COLLECTION = (
+    "BatchNorm: the statistics are in the collection batch_stats that init returned; pass it to apply with "
+    'the parameters: {"params": params, "batch_stats": batch_stats}.'
+)
+_MUTABLE = (
+    'BatchNorm: training updates the statistics; call apply(..., mutable=["batch_stats"]), which returns y '
+    "and the new ones, or evaluate with use_running_average=True, or pass update_stats=False."
+)
+
+
+class BatchNorm(nn.BatchNorm):
+    """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
+
+    The collection `batch_stats` holds `mean` and `var`, one value a feature: moving averages with weight
+    `momentum` on the old value. An empty batch, or one that is masked whole, leaves them as they are;
+    with `axis_name` every device counts by its unmasked elements. `use_running_average=True`, in the
+    constructor or in the call, applies them; in the call it may be traced. As in Flax, giving it in
+    neither or in both is a ValueError.
+
+    After Flax's options: `update_stats`, in the constructor or in the call, says whether the statistics are
+    updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
+    average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
+    may be an optax schedule, of the updates counted in `step`. `unbiased=True` stores PyTorch's variance.
+    Statistics that Flax stored have no `weight`, and count as 1.
+
+    Ioffe and Szegedy, 2015, arXiv:1502.03167.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> x = jnp.asarray([[1.0], [3.0]])
+    >>> norm = jn.BatchNorm(momentum=0.5, epsilon=0.0)
+    >>> variables = norm.init(jax.random.key(0), x, use_running_average=True)
+    >>> y, state = norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
+    >>> y.tolist(), state["batch_stats"]["mean"].tolist()
+    ([[-1.0], [1.0]], [1.0])
+    """
+
+    update_stats: bool | None = None
+    debias: bool = False
+    unbiased: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        with _advice(ValueError, _MODE):
+            use_running_average = nn.merge_param(
+                "use_running_average", self.use_running_average, use_running_average
+            )
+        own = own_parameters(self, x, self.axis, scale=scale, bias=bias)
+        initial = state.initial_stats(
+            self, layers.feature_shape(self, x, self.axis), layers.mean_dtype(x, own["dtype"])
+        )
+        if self.has_variable("batch_stats", "mean") and not self.has_variable("batch_stats", "weight"):
+            initial.pop("weight", None)  # a checkpoint of Flax, whose average has all its weight
+        with _advice(FlaxError, _COLLECTION):
+            kept = {name: self.variable("batch_stats", name, start) for name, start in initial.items()}
+        y, new = state.batch_norm(
+            self,
+            x,
+            mask,
+            weights,
+            stats={name: variable.value for name, variable in kept.items()},
+            use_running_average=use_running_average,
+            update_stats=self.update_stats if update_stats is None else update_stats,
+            frozen=self.has_variable("batch_stats", "frozen"),
+            initializing=self.is_initializing(),
+            **own,
+        )
+        with _advice(ModifyScopeVariableError, _MUTABLE):
+            for name, value in new.items():
+                kept[name].value = value
+        return y
+
+
+@contextmanager
+def _advice(error: type[Exception], remedy: str) -> Iterator[None]:
+    """Flax's own error, with what to do about it beneath."""
+    try:
+        yield
+    except error as raised:
+        raised.add_note(remedy)
+        raise

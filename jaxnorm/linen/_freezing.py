@@ -1,0 +1,106 @@
+"""Which statistics of a linen model stand still, and which of its parameters are a norm's."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from flax.core import FrozenDict
+
+from jaxnorm import _layers as layers
+from jaxnorm import _state_layers as state
+
+Path = tuple[str, ...]
+
+
+def freeze(variables: Any, filter: Any) -> Any:
+    """Variables whose chosen batch norms evaluate and keep their statistics, in every mode.
+
+    Beside the statistics it writes their mark, `frozen`, which travels with them through training steps and
+    checkpoints. Parameters are frozen by the optimizer: `norm_labels` names them.
+
+    Args:
+      variables: as `init` returned them.
+      filter: `(path, statistics) -> bool`, or a filter of `flax.nnx`: `nnx.PathContains("encoder")`, `...`.
+
+    Raises:
+      ValueError: nothing is chosen.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> norm, x = jn.BatchNorm(use_running_average=False, momentum=0.5), jnp.asarray([[1.0], [3.0]])
+    >>> variables = norm.init(jax.random.key(0), x)
+    >>> _, variables = norm.apply(variables, x, mutable=True)
+    >>> _, variables = norm.apply(jn.freeze(variables, ...), x, mutable=True)
+    >>> variables["batch_stats"]["mean"].tolist()
+    [1.0]
+    """
+    return _marked(
+        "freeze",
+        variables,
+        filter,
+        lambda stats: {**stats, "frozen": state.mark(stats["var"])},
+    )
+
+
+def unfreeze(variables: Any, filter: Any) -> Any:
+    """Undoes `freeze` for the batch norms that `filter` chooses.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> variables = jn.BatchNorm(use_running_average=False).init(jax.random.key(0), jnp.ones((2, 1)))
+    >>> jn.unfreeze(jn.freeze(variables, ...), ...) == variables
+    True
+    """
+    return _marked(
+        "unfreeze", variables, filter, lambda stats: {k: v for k, v in stats.items() if k != "frozen"}
+    )
+
+
+def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: Any = "other") -> Any:
+    """A tree like params that tells the scales and biases of norms from all other parameters, for optax.
+
+    A norm's parameters are a `scale` and a `bias`, or one of them, that stand by themselves. Labels are for
+    `optax.multi_transform`, and with `norm=False, other=True` they are a mask: `optax.adamw(rate,
+    mask=partial(norm_labels, norm=False, other=True))` decays no norm.
+
+    Args:
+      params: the parameters.
+      filter: which norms, as in `freeze`; the others' parameters are labelled `other`.
+      norm, other: the labels.
+
+    >>> from jaxnorm import linen as jn
+    >>> jn.norm_labels({"dense": {"kernel": 1.0, "bias": 1.0}, "norm": {"scale": 1.0, "bias": 1.0}})
+    {'dense': {'kernel': 'other', 'bias': 'other'}, 'norm': {'scale': 'norm', 'bias': 'norm'}}
+    """
+    chosen = nnx.filterlib.to_predicate(filter)
+
+    def labelled(path: Path, node: Any) -> Any:
+        own = [name.rpartition("/")[2] for name, v in node.items() if not isinstance(v, Mapping)]
+        label = norm if set(own) <= {"scale", "bias"} and chosen(path, node) else other
+        return {
+            name: labelled((*path, name), v) if isinstance(v, Mapping) else jax.tree.map(lambda _: label, v)
+            for name, v in node.items()
+        }
+
+    return type(params)(labelled((), params))
+
+
+def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], Any]) -> Any:
+    chosen, found, changed = nnx.filterlib.to_predicate(filter), [], []
+
+    def walk(path: Path, node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        if {"mean", "var"} <= node.keys():
+            found.append("/".join(path))
+            if chosen(path, node):
+                changed.append(path)
+                return change(node)
+        return {name: walk((*path, name), v) for name, v in node.items()}
+
+    stats = walk((), variables.get("batch_stats", {}))
+    if not changed:
+        raise ValueError(layers.nothing_chosen(function, filter, found))
+    whole = {**variables, "batch_stats": stats}
+    return FrozenDict(whole) if isinstance(variables, FrozenDict) else whole

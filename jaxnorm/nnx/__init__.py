@@ -1,0 +1,24 @@
+"""Flax nnx layers: change the import and keep the model, its options and its checkpoints.
+
+    from jaxnorm import nnx as jn       # jn.BatchNorm for nnx.BatchNorm, and so on
+
+Each layer is a subclass of Flax's own, whose options, defaults, variables and modes (`train`, `eval`,
+`nnx.view`) it inherits; the computation is that of `jaxnorm`. Statistics are always accurate and in float32
+or wider, so that `use_fast_variance` is accepted and changes nothing. `promote_dtype` chooses the dtype of
+y, as in Flax; x itself is read as it is, without a cast. Every call takes Flax's `mask`, read as bool, real
+`weights >= 0` of the same meaning, and a `scale` and a `bias` that come before the layer's own, for
+conditional norms. With several feature axes, `num_features` is the product of their sizes.
+
+`freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+"""
+
+from jaxnorm.nnx._batch import BatchNorm as BatchNorm
+from jaxnorm.nnx._freezing import freeze as freeze
+from jaxnorm.nnx._freezing import norm_labels as norm_labels
+from jaxnorm.nnx._freezing import unfreeze as unfreeze
+from jaxnorm.nnx._norms import GroupNorm as GroupNorm
+from jaxnorm.nnx._norms import InstanceNorm as InstanceNorm
+from jaxnorm.nnx._norms import LayerNorm as LayerNorm
+from jaxnorm.nnx._norms import RMSNorm as RMSNorm
+from jaxnorm.nnx._weights import SpectralNorm as SpectralNorm
+from jaxnorm.nnx._weights import WeightNorm as WeightNorm

@@ -1,0 +1,102 @@
+"""Nnx's batch norm."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxnorm import _layers as layers
+from jaxnorm import _state_layers as state
+from jaxnorm.nnx._parameters import own_parameters
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
+
+    The `nnx.BatchStat`s `mean` and `var` are moving averages with weight `momentum` on the old value. An
+    empty batch, or one that is masked whole, leaves them as they are; with `axis_name` every device
+    counts by its unmasked elements. `use_running_average=True`, in the call or else in the layer, applies
+    them; in the call it may be traced; None in both is a ValueError. The mean is complex if `dtype` or
+    `param_dtype` is.
+
+    After Flax's options: `update_stats`, in the call or else in the layer, says whether the statistics are
+    updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
+    average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
+    may be an optax schedule, of the updates counted in `step`. `unbiased=True` stores PyTorch's variance.
+    `nnx.view` takes `update_stats`, too. Statistics that Flax stored have no `weight`: set it to 1.
+
+    Ioffe and Szegedy, 2015, arXiv:1502.03167.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxnorm import nnx as jn
+    >>> norm = jn.BatchNorm(1, momentum=0.5, epsilon=0.0, rngs=nnx.Rngs(0))
+    >>> norm(jnp.asarray([[1.0], [3.0]])).tolist(), norm.mean.get_value().tolist()
+    ([[-1.0], [1.0]], [1.0])
+    >>> norm.eval()
+    >>> norm(jnp.asarray([[1.0]])).tolist()
+    [[0.0]]
+    """
+
+    @layers.extends(nnx.BatchNorm.__init__)
+    def __init__(
+        self,
+        *args: Any,
+        update_stats: bool | None = None,
+        debias: bool = False,
+        unbiased: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.update_stats, self.debias, self.unbiased = update_stats, debias, unbiased
+        self.frozen = False
+        dtype = layers.mean_dtype(jnp.float32, self.dtype, self.param_dtype)
+        for name, start in state.initial_stats(self, self.mean.shape, dtype).items():
+            setattr(self, name, nnx.BatchStat(start()))
+
+    def __call__(
+        self,
+        x: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError(
+                "BatchNorm: No `use_running_average` argument was provided to BatchNorm. Pass it to the "
+                "constructor or to the call, or set it with train(), eval() or nnx.view."
+            )
+        kept = {name: getattr(self, name) for name in state.initial_stats(self, self.mean.shape, jnp.float32)}
+        stats = {name: variable[...] for name, variable in kept.items()}
+        y, new = state.batch_norm(
+            self,
+            x,
+            mask,
+            weights,
+            stats=stats,
+            use_running_average=use_running_average,
+            update_stats=self.update_stats if update_stats is None else update_stats,
+            frozen=self.frozen,
+            **own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias),
+        )
+        for name, value in new.items():
+            kept[name].set_value(value)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
+        """For `nnx.view`.
+
+        Args:
+          use_running_average: normalize by the stored statistics, not the batch's.
+          update_stats: update the stored statistics, or keep them.
+        """
+        super().set_view(use_running_average)
+        if update_stats is not None:
+            self.update_stats = update_stats
