@@ -62,7 +62,8 @@ class NnxVariables(nnx.Module):
 
 def eager() -> dict[str, Callable[[], Any]]:
     """Calls of batch norm in training, not compiled by the caller."""
-    from jaxnorm import linen, nnx as ours
+    from jaxnorm import linen
+    from jaxnorm import nnx as ours
 
     x, channels = jnp.ones(EAGER), EAGER[-1]
     stats, vector = jn.initial_stats(channels), jnp.ones(channels)
@@ -140,7 +141,7 @@ def scaling(exponents: list[int], path: Path | None) -> None:
         shape = (10**exponent // 100, 100)
         calls = {}
         for name in libraries:
-            function, (params, state, x, _) = step(name, _peers.Work("batch", shape), "float32")
+            function, (params, state, *_) = step(name, _peers.Work("batch", shape), "float32")
             args = params, state, jnp.ones(shape), jnp.ones(shape)
             compiled = jax.jit(function).lower(*args).compile()
             calls[name] = lambda compiled=compiled, args=args: compiled(*args)

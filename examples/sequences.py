@@ -148,7 +148,9 @@ def plot(curves: dict[str, list[float]], table: dict[str, list[float]], path: Pa
         for norm, losses in curves.items():
             width = min(20, len(losses))
             smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
-            left.plot(np.arange(len(smooth)) + width, smooth, color=COLORS[norm], label=norm)
+            # in training the two batch norms are one, by the batch's own statistics
+            line = "--" if norm == "batch, shared" else "-"
+            left.plot(np.arange(len(smooth)) + width, smooth, color=COLORS[norm], linestyle=line, label=norm)
             right.plot(LENGTHS, [100 * v for v in table[norm]], color=COLORS[norm], marker="o", label=norm)
         left.set(xlabel="step", ylabel=f"training loss, mean of {width} steps")
         right.axvspan(SHORTEST, LONGEST, color=GREY, alpha=0.15, linewidth=0)

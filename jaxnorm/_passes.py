@@ -30,6 +30,8 @@ from jax.typing import DTypeLike
 _copies, _total = Primitive("jaxnorm_copies"), Primitive("jaxnorm_total")
 _copies.multiple_results = True
 
+# `solid` says what a copy of a small array is: True, written out on its way to x; False, a sum on its way
+# from x, and then its transpose is solid. None is a copy of an array as large as x.
 
 # For the tests alone, that they may run the other backends' form on a CPU.
 CPU_DIFFERS = True
@@ -46,7 +48,7 @@ def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
     if small(v):
         return [v.astype(dtype)] * n
-    return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first, solid=False)
+    return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first, solid=None)
 
 
 def total(vs: Sequence[Array], dtype: DTypeLike) -> Array:
@@ -68,6 +70,13 @@ def vector(v: Array, number: int, x: Array) -> Array:
     return _copies.bind(v, n=1, dtype=v.dtype, first=number, solid=True)[0]
 
 
+def summed(v: Array, number: int, x: Array) -> Array:
+    """A sum of the pass `number` over x: the transpose of `vector`, and its transpose is a vector."""
+    if small(x):
+        return v
+    return _copies.bind(v, n=1, dtype=v.dtype, first=number, solid=False)[0]
+
+
 def on_cpu(cpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
     """`cpu(*args)` where the program is lowered for the CPU, `default(*args)` elsewhere."""
     if not CPU_DIFFERS:
@@ -78,11 +87,11 @@ def on_cpu(cpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> 
 # ---------------------------------------------------------------- lowering
 
 
-def _shared(v: Array, *, n: int, dtype: Any, first: int, solid: bool) -> list[Array]:
+def _shared(v: Array, *, n: int, dtype: Any, first: int, solid: bool | None) -> list[Array]:
     return [v.astype(dtype)] * n
 
 
-def _apart(v: Array, *, n: int, dtype: Any, first: int, solid: bool) -> list[Array]:
+def _apart(v: Array, *, n: int, dtype: Any, first: int, solid: bool | None) -> list[Array]:
     if not CPU_DIFFERS:
         return _shared(v, n=n, dtype=dtype, first=first, solid=solid)
     if solid and not jnp.issubdtype(v.dtype, jnp.complexfloating):
@@ -107,12 +116,14 @@ def _lower(rule: Callable[..., Any], many: bool) -> Any:
 # ---------------------------------------------------------------- derivatives: both maps are linear
 
 
-def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, first: int, solid: bool) -> Any:
+def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, first: int, solid: bool | None) -> Any:
     cts = [ct for ct in cts if type(ct) is not ad.Zero]
     if not cts:
         return [ad.Zero(v.aval)]
     if n == 1:
-        return _copies.bind(cts[0], n=1, dtype=v.aval.dtype, first=first, solid=solid)
+        # what is written out on its way to x is summed on its way back, and is small already
+        flipped = None if solid is None else not solid
+        return _copies.bind(cts[0], n=1, dtype=v.aval.dtype, first=first, solid=flipped)
     return [_total.bind(*cts, dtype=v.aval.dtype, first=first)]
 
 

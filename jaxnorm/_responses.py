@@ -1,22 +1,20 @@
 """Normalizers that are not Moments: a response is divided by a norm of its neighbours."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, plus, times, wide
 from jaxnorm._moments import Moments, moments
+from jaxnorm._remat import kept, remat, root, seen
 from jaxnorm._standardize import given
-
-State = TypeVar("State")
 
 
 def unit_norm(
@@ -174,31 +172,6 @@ def filter_response_norm(
     return y if least is None else jnp.maximum(y, least.astype(y.dtype))
 
 
-def remat(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(x, ...)` in float32 or wider; reverse mode keeps x, in its own dtype, and what is `kept`.
-
-    All parts of x's cotangent are then summed before they are rounded, once.
-    """
-    policy = jax.checkpoint_policies.save_only_these_names("kept")
-
-    def widened(x: Array, *args: Any) -> Any:
-        return function(x.astype(wide(x.dtype)), *args)
-
-    return jax.checkpoint(widened, prevent_cse=False, policy=policy)
-
-
-def kept(values: State) -> State:
-    """Small values, which reverse mode keeps and does not take again."""
-    return jax.tree.map(lambda v: checkpoint_name(v, "kept"), values)
-
-
-def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:
-    """y; where a mask has left nothing to normalize by, the bias."""
-    if where is None:
-        return y
-    return jnp.where(weight > 0, y, jnp.zeros((), y.dtype) if bias is None else bias.astype(y.dtype))
-
-
 def global_response_norm(
     x: ArrayLike,
     *,
@@ -246,9 +219,3 @@ def global_response_norm(
         return given(x, identity, response, bias, jnp.float32(0), dtype=out, where=weights)
 
     return competing(x, scale, bias, weights)
-
-
-def root(v: Array) -> Array:
-    """sqrt(v), whose derivative at 0 is 0."""
-    positive = v > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, jnp.ones_like(v))), jnp.zeros_like(v))

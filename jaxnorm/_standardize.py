@@ -30,12 +30,11 @@ class Affine(NamedTuple):
 def gain(var: Array, epsilon: Array, tiny: Array | None = None) -> Array:
     """rsqrt(var + epsilon) / HEADROOM; 0 where there is no spread to divide by."""
     spread = var + epsilon.astype(var.dtype)
-    unit: float | Array = 1 / HEADROOM
+    unit = jnp.full_like(var, 1 / HEADROOM)
     if tiny is not None:
         # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
         large = jnp.isinf(spread)
-        spread = jnp.where(large, tiny, spread)
-        unit = jnp.where(large, jnp.full_like(var, shrink(var.dtype) * unit), jnp.full_like(var, unit))
+        spread, unit = jnp.where(large, tiny, spread), jnp.where(large, shrink(var.dtype) * unit, unit)
     return jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) * unit)
 
 

@@ -41,7 +41,8 @@ def batch_norm(
     train = jnp.logical_not(use_running_average) if traced else not use_running_average
     mean, var = layers.widen(stats["mean"]), layers.widen(stats["var"])
     # Flax stores no weight: its average begins at (0, 1) and has a mass of 1
-    stored = Moments(mean, var, stats["weight"] if "weight" in stats else np.ones(var.shape, var.dtype))
+    weight: Any = stats.get("weight", np.ones(var.shape, var.dtype))  # numpy's: no dispatch
+    stored = Moments(mean, var, weight)
     decay = layer.momentum
     if callable(decay):
         with layers.promotion():  # a schedule's own arithmetic

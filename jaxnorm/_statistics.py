@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, wide
+from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
 from jaxnorm._law import Sample, across, pool
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, on_cpu, own, small, vector
+from jaxnorm._passes import copies, on_cpu, own, small, summed, vector
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
@@ -153,7 +153,7 @@ def _cheap(points: _Points) -> Sample:
             return points.about(4, None, unit)
         # an array: a constant that meets x in a sum is written out, as large as x
         x, room = points.x, vector(jnp.full_like(s.var, HEADROOM), 7, points.x)
-        x = own(x, 7, s.mean.dtype) * points.over.per_channel(room, x.shape)
+        x = times(own(x, 7, s.mean.dtype), points.over.per_channel(room, x.shape))
         (mean,) = points.average(7, x)[1]
         return points.about(4, mean / HEADROOM, unit)
 
@@ -188,8 +188,8 @@ def tangent(
     if dx is not None:
         a, b = (_weigh(_fill(v, where), where, 8) for v in dx)
         c = center(own(x, 8, dtype), vector(mean, 8, x))
-        along_mean = _sum(over, a)
-        along = _sum(over, dot(c, b)) - dot(s.low, along_mean)
+        along_mean = summed(_sum(over, a), 8, x)
+        along = summed(_sum(over, dot(c, b)), 8, x) - dot(s.low, along_mean)
         first.append(along_mean)
         second.append(2 * along)
     if dw is not None:

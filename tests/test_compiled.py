@@ -101,6 +101,6 @@ LEAST = {"no mask": 0.05, "mask": 0.05, "weights": 0.1}  # weights are float32, 
 def test_a_step_on_the_cpu_needs_no_memory_but_its_results(norm, mask, dtype):
     c = _programs.case("jaxnorm", norm, "cpu", dtype, mask=MASKS[mask])
     step = _aot.compiled(*_programs.programs(c)["one jit"], _aot.mesh("cpu"))
-    # XLA writes dx before it takes the last sum of x without its masked NaNs, which then cannot share dx's room
+    # XLA writes dx before it has taken the last sum of the x that it cleaned, which cannot share its room
     shared = norm == "layer" and dtype == "float32" and mask != "no mask"
     assert step.memory_analysis().temp_size_in_bytes <= (LEAST[mask] + shared) * c.nbytes

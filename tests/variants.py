@@ -48,6 +48,7 @@ class Variant(NamedTuple):
     sample: int  # an axis that is reduced
     weight: float = 1.0  # of the state that comes in
     takes: tuple[str, ...] = ("scale", "where")  # scale and bias, where, stats, and gives a state
+    state: Callable[..., Any] = Moments  # of the statistics of every feature
 
     def __str__(self):
         return self.name
@@ -224,7 +225,7 @@ def draw(variant, dtype=jnp.float32, where=None, seed=0):
     count = jnp.asarray(rng.integers(0, 4, variant.shape))
     weights = {None: None, "mask": count > 0, "weights": count.astype(real) / 2}[where]
     affine = (scale, bias) if "scale" in variant.takes else (None, None)
-    stats = Moments(jnp.asarray(mean, wide), var, jnp.full(sizes, variant.weight, real))
+    stats = variant.state(jnp.asarray(mean, wide), var, jnp.full(sizes, variant.weight, real))
     return Inputs(jnp.asarray(x, dtype), *affine, weights, stats if "stats" in variant.takes else None)
 
 

@@ -1,0 +1,250 @@
+"""Conditional norms: scale and bias that come from something else: a label, a style, a map."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import _checks as check
+from jaxnorm._arithmetic import wide
+from jaxnorm._batch import batch_norm
+from jaxnorm._moments import Moments, initial_stats, moments
+from jaxnorm._norms import instance_norm, layer_norm
+from jaxnorm._standardize import standardize
+
+
+def film(
+    x: ArrayLike,
+    scale: ArrayLike,
+    bias: ArrayLike,
+    *,
+    feature_axis: int | Iterable[int] = -1,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """FiLM: every sample's features scaled and shifted by what it is conditioned on.
+
+    y = x * scale + bias
+
+    Computed in float32 or wider and rounded once. Reverse mode keeps x, in its own dtype, and no other array
+    of its size. Perez, Strub, de Vries, Dumoulin, Courville 2017, arXiv:1709.07871.
+
+    Args:
+      x: [batch, ...], numbers; integers count as float32.
+      scale, bias: [batch, *sizes of the feature axes], ascending; any other shape broadcasts to x.
+      feature_axis: the axes of the features.
+      dtype: of y; by default x's.
+
+    Raises:
+      ValueError: an array that does not broadcast; an axis that x does not have.
+      TypeError: not numeric.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.ones((2, 3, 1))  # two samples, three places, one feature
+    >>> jn.film(x, jnp.array([[2.0], [5.0]]), jnp.array([[0.0], [1.0]])).ravel()
+    Array([2., 2., 2., 6., 6., 6.], dtype=float32)
+    """
+    x = check.numbers("film", "x", x)
+    features = check.axes("film", feature_axis, x, "feature_axis")
+    affine = {"scale": _of_samples("film", "scale", scale, x, features)}
+    affine |= {"bias": _of_samples("film", "bias", bias, x, features)}
+    return standardize(x, initial_stats(()), epsilon=0.0, dtype=dtype, **affine)
+
+
+def adaptive_layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike,
+    bias: ArrayLike,
+    *,
+    axis: int | Iterable[int] = -1,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Adaptive layer norm (AdaLN): layer norm, scaled and shifted by what a sample is conditioned on.
+
+    y = layer_norm(x) * (1 + scale) + bias, where 1 + scale is taken in float32 or wider.
+
+    AdaLN-zero starts as the identity: a projection of the condition, initialized to 0, gives scale, bias and
+    a gate, and the block is `x + gate * block(adaptive_layer_norm(x, scale, bias))`. The other arguments,
+    dtypes and errors are those of `layer_norm`. Peebles, Xie 2022, arXiv:2212.09748.
+
+    Args:
+      scale, bias: [batch, *sizes of the normalized axes]; any other shape broadcasts to x.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[[1.0, 3.0]], [[1.0, 3.0]]])
+    >>> jn.adaptive_layer_norm(x, jnp.zeros((2, 2)), jnp.array([[0.0, 0.0], [5.0, 5.0]]), epsilon=0.0)
+    Array([[[-1.,  1.]],
+           [[ 4.,  6.]]], dtype=float32)
+    """
+    x = check.numbers("adaptive_layer_norm", "x", x)
+    features = check.axes("adaptive_layer_norm", axis, x)
+    change = _of_samples("adaptive_layer_norm", "scale", scale, x, features)
+    return layer_norm(
+        x,
+        axis=features,
+        scale=1 + change.astype(wide(change.dtype)),
+        bias=_of_samples("adaptive_layer_norm", "bias", bias, x, features),
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+def adaptive_instance_norm(
+    x: ArrayLike,
+    style: ArrayLike,
+    *,
+    feature_axis: int | Iterable[int] = -1,
+    epsilon: float | Array = 1e-5,
+    where: ArrayLike | None = None,
+    style_where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Adaptive instance norm (AdaIN): x with the channel statistics of another.
+
+    y = (x - mean(x)) / sigma(x) * sigma(style) + mean(style), with sigma = sqrt(var + epsilon), for every
+    sample and channel, so that x in its own style is x.
+
+    The other arguments, dtypes and errors are those of `instance_norm`. Huang, Belongie 2017,
+    arXiv:1703.06868.
+
+    Args:
+      style: x's shape but for the reduced axes, which may have other sizes, and the batch, which may be 1.
+      where, style_where: boolean masks, or weights >= 0, of what enters the moments of either.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x, style = jnp.array([[[1.0], [3.0]]]), jnp.array([[[10.0], [20.0], [30.0], [20.0]]])
+    >>> jn.adaptive_instance_norm(x, style, epsilon=0.0).ravel()
+    Array([12.928932, 27.071068], dtype=float32)
+    """
+    x = check.numbers("adaptive_instance_norm", "x", x)
+    style = check.numbers("adaptive_instance_norm", "style", style)
+    features = check.axes("adaptive_instance_norm", feature_axis, x, "feature_axis")
+    check.not_batch("adaptive_instance_norm", feature_axis, features, x)
+    kept = (0, *features)
+    sizes = tuple(x.shape[a] for a in features)
+    if style.ndim != x.ndim or tuple(style.shape[a] for a in features) != sizes:
+        raise ValueError(
+            f"adaptive_instance_norm: style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on "
+            f"its feature axes {features}; give style as many axes and the same features."
+        )
+    m = moments(
+        style,
+        [a for a in range(x.ndim) if a not in kept],
+        where=style_where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        keepdims=True,
+    )
+    return instance_norm(
+        x,
+        feature_axis=features,
+        scale=jnp.sqrt(m.var + check.epsilon("adaptive_instance_norm", epsilon).astype(m.var.dtype)),
+        bias=m.mean,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+def conditional_batch_norm(
+    x: ArrayLike,
+    stats: Moments,
+    labels: ArrayLike,
+    *,
+    train: bool | Array,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int | Iterable[int] = -1,
+    **options: Any,
+) -> tuple[Array, Moments]:
+    """Conditional batch norm: batch norm with a scale and a bias for every class.
+
+    y = batch_norm(x) * scale[label] + bias[label]
+
+    Statistics are those of the whole batch. Dumoulin, Shlens, Kudlur 2016, arXiv:1610.07629 (of instance
+    norm); de Vries et al. 2017, arXiv:1707.00683, whose scale and bias are a network's output: that is
+    `batch_norm(x, stats, scale=...)` with any array that broadcasts to x.
+
+    Args:
+      labels: [batch], integers; one that is out of range makes its sample NaN.
+      scale, bias: tables, [classes, *sizes of the feature axes].
+      options: those of `batch_norm`, whose dtypes, returned state and errors it has.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x, table = jnp.array([[1.0], [3.0]]), jnp.array([[0.0], [10.0], [20.0]])
+    >>> stats = jn.initial_stats(1)
+    >>> y, stats = jn.conditional_batch_norm(x, stats, jnp.array([0, 2]), train=True, bias=table, epsilon=0.0)
+    >>> y.ravel()
+    Array([-1., 21.], dtype=float32)
+    """
+    x = check.numbers("conditional_batch_norm", "x", x)
+    features = check.axes("conditional_batch_norm", feature_axis, x, "feature_axis")
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"conditional_batch_norm: labels are {labels.dtype} of shape {labels.shape}, but x has shape "
+            f"{x.shape}; give one integer for every sample."
+        )
+    tables: dict[str, Any] = {
+        name: _of_samples("conditional_batch_norm", name, jnp.take(table, labels, axis=0), x, features)
+        for name, table in (("scale", scale), ("bias", bias))
+        if table is not None
+    }
+    return batch_norm(x, stats, train=train, feature_axis=features, **tables, **options)
+
+
+def spade(
+    x: ArrayLike,
+    stats: Moments,
+    scale: ArrayLike,
+    bias: ArrayLike,
+    *,
+    train: bool | Array,
+    feature_axis: int = -1,
+    **options: Any,
+) -> tuple[Array, Moments]:
+    """Spatially adaptive norm (SPADE): batch norm, scaled and shifted by maps of x's own size.
+
+    y = batch_norm(x) * (1 + scale) + bias, where 1 + scale is taken in float32 or wider.
+
+    Park, Liu, Wang, Zhu 2019, arXiv:1903.07291, whose formula has scale for 1 + scale, and whose maps are a
+    convolution of a segmentation.
+
+    Args:
+      scale, bias: maps that broadcast to x.
+      options: those of `batch_norm`, whose dtypes, returned state and errors it has.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x, maps = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
+    >>> y, stats = jn.spade(x, jn.initial_stats(1), maps, maps, train=True, epsilon=0.0)
+    >>> y.ravel()
+    Array([-1.,  1.], dtype=float32)
+    """
+    scale = check.numbers("spade", "scale", scale)
+    scale = 1 + scale.astype(wide(scale.dtype))
+    return batch_norm(x, stats, train=train, scale=scale, bias=bias, feature_axis=feature_axis, **options)
+
+
+def _of_samples(function: str, name: str, value: Any, x: Array, features: tuple[int, ...]) -> Any:
+    """[batch, *features] with as many axes as x; any other shape broadcasts."""
+    value = check.numbers(function, name, value)
+    if value.shape == (x.shape[0], *(x.shape[a] for a in features)):
+        return value.reshape([n if a == 0 or a in features else 1 for a, n in enumerate(x.shape)])
+    return check.affine(function, name, value, x, features)

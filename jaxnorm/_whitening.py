@@ -1,0 +1,234 @@
+"""Whitening: batch norm by a covariance in place of variances."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import _checks as check
+from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import divide, plus, times, wide
+from jaxnorm._average import ema
+from jaxnorm._batch import either
+from jaxnorm._moments import moments
+from jaxnorm._remat import kept, remat, seen
+from jaxnorm._statistics import usable
+
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+class Covariance(NamedTuple):
+    """Mean, covariance and weight of groups of features: the state of a whitening norm.
+
+    It is a state as Moments are, and `ema` averages it. A weight of 0 is the empty sample.
+
+    >>> import jaxnorm as jn
+    >>> stats = jn.initial_covariance(3)
+    >>> jn.ema(stats, stats, decay=0.9).cov.shape
+    (1, 3, 3)
+    """
+
+    mean: Array  # [groups, size]
+    cov: Array  # [groups, size, size]
+    weight: Array  # [groups] 0 is the empty sample
+
+
+def initial_covariance(
+    features: int, *, group_size: int | None = None, weight: float = 1.0, dtype: DTypeLike = jnp.float32
+) -> Covariance:
+    """The state of a whitening norm before training: mean 0, covariance 1, so that it is the identity.
+
+    Args:
+      features: how many.
+      group_size: features that are whitened together, a divisor of `features`; None: all.
+      weight: the strength of this prior, >= 0: 1 is the moving average of the paper, 0 the debiased one.
+      dtype: float32 or wider.
+
+    Raises:
+      ValueError: a group_size that does not divide; a negative weight.
+      TypeError: a dtype narrower than float32.
+
+    >>> import jaxnorm as jn
+    >>> [v.shape for v in jn.initial_covariance(6, group_size=3)]
+    [(2, 3), (2, 3, 3), (2,)]
+    """
+    dtype = check.wide_dtype("initial_covariance", "dtype", dtype)
+    check.at_least("initial_covariance", "weight", weight, 0)
+    size = features if group_size is None else group_size
+    groups = check.groups("initial_covariance", None, size, 0, jnp.zeros(features))
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (groups, size, size))
+    return Covariance(jnp.zeros((groups, size), dtype), identity, jnp.full(groups, weight, dtype))
+
+
+def decorrelated_batch_norm(
+    x: ArrayLike,
+    stats: Covariance,
+    *,
+    train: bool | Array,
+    iterations: int | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int = -1,
+    epsilon: float | Array = 1e-5,
+    decay: float | Array = 0.99,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Covariance]:
+    """Decorrelated batch norm: the features of a group uncorrelated and of variance 1.
+
+    y = (cov + epsilon * 1)^(-1/2) (x - mean) * scale + bias, with mean and covariance of the batch (`train`),
+    or from `stats`, whose groups are the groups.
+
+    The root is symmetric (ZCA): exact, Huang, Yang, Lang, Deng 2018, arXiv:1804.08450, or by Newton's
+    iteration, IterNorm, Huang, Zhou, Zhu, Liu, Shao 2019, arXiv:1904.03441, which takes matrix products alone
+    and whitens the less the fewer `iterations` it has. The state is the average of the covariance, of which
+    evaluation takes the root: the papers' average is that of the root. Real x. Derivatives of every order,
+    also where eigenvalues coincide. A masked NaN gives 0 * scale + bias. The dtypes and errors, and the
+    arguments that are not listed, are those of `batch_norm`.
+
+    Args:
+      stats: the state, `initial_covariance(features)` at first.
+      iterations: of Newton; the paper takes 5. None: exact.
+      decay: the fraction of the OLD state that is kept; also a traced scalar.
+      where: boolean mask, or weights >= 0, that broadcasts to x and is alike for all its features.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, -2.0], [-2.0, 2.0]])
+    >>> y, stats = jn.decorrelated_batch_norm(x, jn.initial_covariance(2), train=True)
+    >>> jnp.abs(y.T @ y / 4).round(3)
+    Array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    function = "decorrelated_batch_norm"
+    x = check.numbers(function, "x", x)
+    (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
+    weights = check.weights(function, where, x)
+    _check(function, stats, x, f, weights)
+    check.decay(function, decay)
+    if iterations is not None:
+        check.at_least(function, "iterations", iterations, 0)
+    scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
+    least = check.epsilon(function, epsilon)
+    old = Covariance(*map(jnp.asarray, stats))
+    axes = [a for a in range(x.ndim) if a != f]
+    names = devices.bound(function, axis_name, axis_index_groups)
+    out = dtype or x.dtype
+
+    def covariance(x: Array, where: Any) -> Covariance:
+        m = moments(x, axes, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups)
+        mean, weight = m.mean.reshape(old.mean.shape), m.weight.reshape(old.mean.shape)[:, 0]
+        c = _grouped(usable(x, where), f, mean)
+        w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
+        total = _einsum("...gi,...gj->gij", jnp.where(w != 0, c, 0) * w, c)
+        with devices.explained(function, names):
+            (total,) = devices.psum(names, [total])
+        return Covariance(mean, divide(total, weight[:, None, None]), weight)
+
+    @remat
+    def whitened(x: Array, scale: Any, bias: Any, where: Any, m: Any) -> tuple[Array, Covariance]:
+        m = kept(covariance(x, where)) if m is None else m
+        eye = jnp.eye(m.cov.shape[-1], dtype=m.cov.dtype)[None]
+        cov = m.cov + least.astype(eye.dtype) * eye
+        root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
+        c = _grouped(usable(x, where), f, m.mean)
+        y = _einsum("...gi,gij->...gj", c, root.astype(c.dtype))
+        y = jnp.moveaxis(y.reshape(*y.shape[:-2], -1), -1, f)
+        y = plus(y if scale is None else times(y, scale), bias).astype(out)
+        return seen(y, m.weight[0], bias, where), m
+
+    def training() -> tuple[Array, Covariance]:
+        y, m = whitened(x, scale, bias, weights, None)
+        finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
+        m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
+        return y, ema(old, jax.tree.map(lax.stop_gradient, m), decay=decay)
+
+    def evaluation() -> tuple[Array, Covariance]:
+        known = old.weight[:, None] > 0
+        mean = jnp.where(known, old.mean, 0)
+        cov = jnp.where(known[..., None], old.cov, jnp.eye(mean.shape[-1], dtype=mean.dtype)[None])
+        stored = Covariance(mean, cov, jnp.ones_like(old.weight))
+        return whitened(x, scale, bias, weights, stored)[0], old
+
+    return either(function, train, training, evaluation, (x, old, weights, scale, bias), axis_name)
+
+
+def _grouped(x: Array, f: int, mean: Array) -> Array:
+    """x - mean, [..., groups, size]."""
+    x = jnp.moveaxis(x, f, -1)
+    x = x.reshape(*x.shape[:-1], *mean.shape)
+    dtype = wide(x.dtype)
+    return x.astype(dtype) - mean.astype(dtype)[(None,) * (x.ndim - 2)]
+
+
+# ---------------------------------------------------------------- roots
+
+
+def newton_root(cov: Array, eye: Array, iterations: int) -> Array:
+    """cov^(-1/2) by Newton's iteration, p' = (3 p - p^3 cov / trace) / 2, over sqrt(trace).
+
+    With r = cov p / trace beside it, rounding does not grow (Higham 1997).
+    """
+    trace = jnp.trace(cov, axis1=-2, axis2=-1)[..., None, None]
+    p, r = jnp.broadcast_to(eye, cov.shape), cov / trace
+    for _ in range(iterations):
+        step = 1.5 * eye - 0.5 * _einsum("gij,gjk->gik", p, r)
+        p, r = _einsum("gij,gjk->gik", step, p), _einsum("gij,gjk->gik", r, step)
+    return p / jnp.sqrt(trace)
+
+
+@jax.custom_jvp
+def inverse_root(cov: Array, least: Array) -> Array:
+    """cov^(-1/2), symmetric, of matrices whose eigenvalues are at least `least`."""
+    values, vectors = jnp.linalg.eigh(cov)
+    values = jnp.maximum(values, least.astype(values.dtype))  # rounding may have left less
+    return _einsum("gij,gj,gkj->gik", vectors, lax.rsqrt(values), vectors)
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
+    """dw = -w dr w, where r dr + dr r = dcov and r = cov w.
+
+    Where two eigenvalues meet this has no pole; their eigenvectors' derivative has one.
+    """
+    cov, least = primals
+    w = inverse_root(cov, least)
+    r = _einsum("gij,gjk->gik", cov, w)
+    r = (r + jnp.matrix_transpose(r)) / 2
+
+    def both_sides(v: Array) -> Array:
+        return _einsum("gij,gjk->gik", r, v) + _einsum("gij,gjk->gik", v, r)
+
+    def solve(_: Any, v: Array) -> Array:
+        values, q = jnp.linalg.eigh(lax.stop_gradient(r))
+        inside = _einsum("gji,gjk,gkl->gil", q, v, q) / (values[..., :, None] + values[..., None, :])
+        return _einsum("gij,gjk,glk->gil", q, inside, q)
+
+    dr = lax.custom_linear_solve(both_sides, tangents[0], solve, symmetric=True)
+    return w, -_einsum("gij,gjk,gkl->gil", w, dr, w)
+
+
+def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:
+    if not isinstance(stats, Covariance):
+        raise TypeError(
+            f"{function}: stats must be a Covariance, got {type(stats).__name__}; start from "
+            f"initial_covariance({x.shape[f]})."
+        )
+    shape = jnp.shape(stats.mean)
+    if shape[:1] != jnp.shape(stats.weight) or shape[0] * shape[1] != x.shape[f]:
+        raise ValueError(
+            f"{function}: stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features; "
+            f"start from initial_covariance({x.shape[f]})."
+        )
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{function}: x is {x.dtype}; give its real and imaginary parts as features.")
+    if where is not None and where.shape[f] != 1:
+        raise ValueError(
+            f"{function}: where of shape {where.shape} differs between features, which a covariance cannot "
+            f"have; give it size 1 on axis {f}."
+        )
