@@ -54,8 +54,7 @@ def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Ar
     inner, outer = _split(x, a)
     g, room = a.gain, HEADROOM
     if a.mean is None:
-        # only where needed, which XLA does not know: the constant, it would multiply into the gain, whose
-        # smallest values would be flushed to 0
+        # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
         g, room = jnp.where(low, g, g * HEADROOM), meet(jnp.where(low, HEADROOM, jnp.ones_like(g)))
     mul = times(g, inner)

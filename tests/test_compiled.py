@@ -30,8 +30,8 @@ LIMITS = {
     "v5e": {
         ("bfloat16", "batch"): BATCH,
         ("bfloat16", "masked batch"): (4.1, None, None, 8.1),
-        ("bfloat16", "layer"): (3.13, None, 5.1, 7.2),
-        ("bfloat16", "rms"): (3.13, None, 5.1, None),
+        ("bfloat16", "layer"): (3.14, None, 5.1, 7.2),
+        ("bfloat16", "rms"): (3.14, None, 5.1, None),
         ("bfloat16", "group"): (3.12, None, 5.1, 7.2),
         ("bfloat16", "instance"): (3.12, None, 5.1, None),
         ("float32", "batch"): (None, None, None, 7.1),
