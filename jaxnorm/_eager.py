@@ -44,7 +44,8 @@ def _program(function: Any, positional: int, known: Any, names: Any, arrays: Any
 def _is_array(value: Any) -> bool:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return any(map(_is_array, value))
-    return isinstance(value, jax.Array | np.ndarray)
+    # numpy's strings and objects are left for the checks to refuse
+    return isinstance(value, jax.Array) or (isinstance(value, np.ndarray) and value.dtype.kind not in "OSUMm")
 
 
 def _hashable(known: list[Any]) -> bool:

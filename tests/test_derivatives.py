@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from variants import assert_close, draw, exact, kinds, named, norms, over, types
 
-pytestmark = pytest.mark.usefixtures("form")
+pytestmark = [
+    pytest.mark.usefixtures("form"),
+    pytest.mark.parametrize("form", ["cpu form"], indirect=True, scope="module"),
+]
 
 EXACT = 1e-10
 

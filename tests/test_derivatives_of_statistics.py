@@ -9,7 +9,10 @@ from variants import assert_close
 
 import jaxnorm as jn
 
-pytestmark = pytest.mark.usefixtures("form")
+pytestmark = [
+    pytest.mark.usefixtures("form"),
+    pytest.mark.parametrize("form", ["cpu form"], indirect=True, scope="module"),
+]
 
 EXACT = 1e-10
 
