@@ -2,17 +2,43 @@
 
     from jaxnorm import nnx as jn       # jn.BatchNorm for nnx.BatchNorm, and so on
 
-Each layer is a subclass of Flax's own, whose options, defaults, variables and modes (`train`, `eval`,
+Each is a subclass of Flax's own, whose options, defaults, variables and modes (`train`, `eval`,
 `nnx.view`) it inherits; the computation is that of `jaxnorm`. Statistics are always accurate and in float32
 or wider, so that `use_fast_variance` is accepted and changes nothing. `promote_dtype` chooses the dtype of
 y, as in Flax; x itself is read as it is, without a cast. Every call takes Flax's `mask`, read as bool, real
 `weights >= 0` of the same meaning, and a `scale` and a `bias` that come before the layer's own, for
 conditional norms. With several feature axes, `num_features` is the product of their sizes.
 
+Layers that Flax lacks are those functions of `jaxnorm` that have parameters or a state. What remembers is a
+batch norm, with all its options and modes; what a call is conditioned on comes right after x.
+`promote_dtype` is for Flax's own layers.
+
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 """
 
 from jaxnorm.nnx._batch import BatchNorm as BatchNorm
+from jaxnorm.nnx._conditional import SPADE as SPADE
+from jaxnorm.nnx._conditional import AdaLayerNorm as AdaLayerNorm
+from jaxnorm.nnx._conditional import AdaLayerNormZero as AdaLayerNormZero
+from jaxnorm.nnx._conditional import ConditionalBatchNorm as ConditionalBatchNorm
+from jaxnorm.nnx._conditional import FiLM as FiLM
+from jaxnorm.nnx._family import Derf as Derf
+from jaxnorm.nnx._family import DynamicTanh as DynamicTanh
+from jaxnorm.nnx._family import EvoNormS0 as EvoNormS0
+from jaxnorm.nnx._family import FilterResponseNorm as FilterResponseNorm
+from jaxnorm.nnx._family import GatedRMSNorm as GatedRMSNorm
+from jaxnorm.nnx._family import GlobalResponseNorm as GlobalResponseNorm
+from jaxnorm.nnx._family import RevIN as RevIN
+from jaxnorm.nnx._family import ScaleNorm as ScaleNorm
+from jaxnorm.nnx._family_batch import BatchRenorm as BatchRenorm
+from jaxnorm.nnx._family_batch import DecorrelatedBatchNorm as DecorrelatedBatchNorm
+from jaxnorm.nnx._family_batch import DomainBatchNorm as DomainBatchNorm
+from jaxnorm.nnx._family_batch import EvoNormB0 as EvoNormB0
+from jaxnorm.nnx._family_batch import GhostBatchNorm as GhostBatchNorm
+from jaxnorm.nnx._family_batch import InputNorm as InputNorm
+from jaxnorm.nnx._family_batch import IterNorm as IterNorm
+from jaxnorm.nnx._family_batch import RecurrentBatchNorm as RecurrentBatchNorm
+from jaxnorm.nnx._family_batch import SwitchableNorm as SwitchableNorm
 from jaxnorm.nnx._freezing import freeze as freeze
 from jaxnorm.nnx._freezing import norm_labels as norm_labels
 from jaxnorm.nnx._freezing import unfreeze as unfreeze
