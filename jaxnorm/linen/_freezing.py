@@ -13,6 +13,20 @@ from jaxnorm import _state_layers as state
 Path = tuple[str, ...]
 
 
+# The parameters of norms, by which they are known: linen's variables do not name their modules' classes.
+_OWN = {
+    "scale",
+    "bias",
+    "alpha",
+    "shift",
+    "slope",
+    "threshold",
+    "learned_epsilon",
+    "mean_logits",
+    "var_logits",
+}
+
+
 def freeze(variables: Any, filter: Any) -> Any:
     """Variables whose chosen batch norms evaluate and keep their statistics, in every mode.
 
@@ -77,7 +91,7 @@ def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: An
 
     def labelled(path: Path, node: Any) -> Any:
         own = [name.rpartition("/")[2] for name, v in node.items() if not isinstance(v, Mapping)]
-        label = norm if set(own) <= {"scale", "bias"} and chosen(path, node) else other
+        label = norm if set(own) <= _OWN and chosen(path, node) else other
         return {
             name: labelled((*path, name), v) if isinstance(v, Mapping) else jax.tree.map(lambda _: label, v)
             for name, v in node.items()

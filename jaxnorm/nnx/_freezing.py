@@ -4,10 +4,11 @@ from typing import Any
 
 from flax import nnx
 
+from jaxnorm import _layer_parts as parts
 from jaxnorm import _layers as layers
 from jaxnorm.nnx._batch import BatchNorm
 
-_NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm)
+_NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, parts.Layer)
 
 
 def freeze(model: nnx.Module, filter: Any) -> None:
