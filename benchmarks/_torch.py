@@ -24,7 +24,7 @@ def calls(w: Work, dtype: str, channels_last: bool) -> dict[str, Callable[[], An
 
     x, dy = draw().requires_grad_(), draw()
     # torch's row norms want parameters of x's type
-    own = kind if rows else torch.float32
+    own = kind if w.norm in ("layer", "rms") else torch.float32
     scale, bias = torch.ones(channels, dtype=own), torch.zeros(channels, dtype=own)
     mean, var = torch.zeros(channels), torch.ones(channels)
     trained = [v.requires_grad_() for v in ([scale] if w.norm == "rms" else [scale, bias])]
