@@ -60,7 +60,7 @@ def same(actual, expected, atol=2e-6):
         ("SpectralNorm", dict(update_stats=True), dict(n_steps=2, epsilon=0.1)),
         ("SpectralNorm", dict(update_stats=False), {}),
     ],
-    ids=str,
+    ids=["weight", "weight, chosen", "weight, no scale", "spectral, updated", "spectral"],
 )
 def test_linen_is_flax_s(name, call, options):
     theirs, ours = nets(name, call, **options)
