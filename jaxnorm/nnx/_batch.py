@@ -1,5 +1,8 @@
 """Nnx's batch norm."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +12,22 @@ from jax import Array
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
 from jaxnorm.nnx._parameters import own_parameters
+
+
+def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
+    """Flax's older `nnx.view` gives every module all that it was given, and takes back what was not meant."""
+    parameters = inspect.signature(nnx.BatchNorm.set_view).parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        return set_view
+
+    @functools.wraps(set_view)
+    def giving_back(
+        self: Any, use_running_average: bool | None = None, update_stats: bool | None = None, **others: Any
+    ) -> dict[str, Any]:
+        set_view(self, use_running_average, update_stats)
+        return others
+
+    return giving_back
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -90,6 +109,7 @@ class BatchNorm(nnx.BatchNorm):
             kept[name].set_value(value)
         return y
 
+    @_as_flax_calls_it
     def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
         """For `nnx.view`.
 
