@@ -33,12 +33,21 @@ def pool(
 
     Exact for every pivot, accurate for one within a few standard deviations. `a` is d in `unit`, a power
     of two. Each level (d, s, var_i) asks for a variance, of s * d. `average` takes the weighted averages.
-    Returns the mean as a pair, whose sum holds it to twice the precision, and the variances.
     """
     offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
+    return pooled(
+        pivot, unit, offset, [(second, s) for second, (_, s, _) in zip(seconds, levels, strict=True)]
+    )
+
+
+def pooled(
+    pivot: Array | None, unit: Array | float, offset: Array, seconds: Sequence[tuple[Array, float]]
+) -> tuple[Array, Array, list[Array]]:
+    """The mean as a pair, whose sum holds it to twice the precision, and the variances."""
     mean, low = (offset, jnp.zeros_like(offset)) if pivot is None else two_sum(times(pivot, unit), offset)
-    variances = [_less(second, abs2(offset * s)) for second, (_, s, _) in zip(seconds, levels, strict=True)]
-    return times(mean, 1 / unit), times(low, 1 / unit), variances
+    variances = [_less(second, abs2(offset * s)) for second, s in seconds]
+    back = 1 / unit
+    return times(mean, back), times(low, back), variances
 
 
 def _less(second: Array, square: Array) -> Array:

@@ -63,11 +63,14 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
     return copies(v, 1, v.dtype if dtype is None else dtype, first=number)[0]
 
 
+def written(v: Array, number: int = 1) -> Array:
+    """A small array, computed once: a loop that computed it again could round it otherwise."""
+    return _copies.bind(v, n=1, dtype=v.dtype, first=number, solid=True)[0]
+
+
 def vector(v: Array, number: int, x: Array) -> Array:
     """A small array for the pass `number` over x, computed before the pass, not again for every element."""
-    if small(x):
-        return v
-    return _copies.bind(v, n=1, dtype=v.dtype, first=number, solid=True)[0]
+    return v if small(x) else written(v, number)
 
 
 def summed(v: Array, number: int, x: Array) -> Array:

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
-from jaxnorm._law import Sample, across, pool
+from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, minus, plus, shrink, times, wide
+from jaxnorm._law import Sample, across, pooled
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, on_cpu, own, small, summed, vector
+from jaxnorm._passes import copies, on_cpu, own, small, summed, vector, written
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
 
-# The relative error of E[x^2] - E[x]^2 is some 3e-7 * (1 + mean^2 / var): beyond this ratio sums about
-# zero are retaken about a pivot.
-_MAX_RATIO = 4.0
+# The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums in which |E[d]|^2 is more
+# than 4 / 5 of E|d|^2 are retaken about a better pivot.
+_FAR = 0.8
+_TURNS = 2  # the second where the first sum has overflowed: there is no mean yet
 
 
 # ---------------------------------------------------------------- weighted sums over the points of x
@@ -73,8 +74,6 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
     elif near is not None:  # common to the devices: their points are pooled as if they were one's
         pivot = near.astype(wide(x.dtype)) if over.centered else None
         return points._replace(names=over.names).about(4, pivot, data_unit(jnp.abs(near)))
-    elif small(x):
-        s = _accurate(points)
     else:
         s = on_cpu(lambda: _cheap(points), lambda: _accurate(points))
     return across(over.names, s, centered=over.centered, equal=where is None)
@@ -89,43 +88,57 @@ class _Points(NamedTuple):
     weight: Any
     names: devices.Names = devices.Names()  # of devices whose points these are, too
 
-    def average(self, first: int, *values: Array) -> tuple[Any, list[Array]]:
-        """The weight, and the weighted averages of values that are 0 where there is no weight."""
-        weighed = (_weigh(v, self.where, first + i) for i, v in enumerate(values))
-        sums = [_sum(self.over, v) for v in weighed]
+    def totals(self, first: int, *values: Array) -> tuple[Any, list[Array]]:
+        """The weight, and the weighted sums of values that are 0 where there is no weight."""
+        sums = [
+            _sum(self.over, _weigh(v, self.where, number)) for number, v in enumerate(values, start=first)
+        ]
         if isinstance(self.weight, Array):
             weight, *sums = devices.psum(self.names, [self.weight, *sums])
-        else:  # unmasked: the count does not travel
-            weight = self.weight * devices.size(self.names)
-            sums = devices.psum(self.names, sums)
-        return weight, [divide(v, weight) for v in sums]
+            return weight, sums
+        # unmasked: the count does not travel
+        return self.weight * devices.size(self.names), devices.psum(self.names, sums)
 
-    def about(self, first: int, pivot: Array | None = None, unit: Array | None = None) -> Sample:
-        """Sums about a pivot, in the passes number `first` and `first` + 1."""
+    def sums(self, first: int, pivot: Array | None, unit: Array | None) -> tuple[Any, Any, Array]:
+        """The weight, and the sums of d and |d|^2, d = unit * (x - pivot), in the passes from `first` on."""
         over, x, dtype = self.over, self.x, wide(self.x.dtype)
-        one = jnp.ones((), jnp.finfo(dtype).dtype) if unit is None else unit
+
+        def meeting(v: Any) -> Any:
+            return None if v is None else over.per_channel(vector(v, first, x), self.x.shape)
+
         if pivot is not None:
-            # of x's dtype, to be filled in, and written out: a loop over x that computed it again could
-            # round it otherwise
-            pivot = vector(pivot if self.where is None else pivot.astype(x.dtype).astype(dtype), first, x)
-        meeting = [over.per_channel(v, x.shape) for v in (pivot, unit)]
-        x = x if pivot is None else _fill(x, self.where, meeting[0])
-        weights = []
+            x = _fill(x, self.where, meeting(pivot))
+        shift, size = meeting(pivot if unit is None else times(pivot, unit)), meeting(unit)
 
         def d(number: int) -> Array:
-            middle, size = (None if v is None else vector(v, number, x) for v in meeting)
-            return center(own(x, number, dtype), middle, unit=1.0 if size is None else size)
+            shifted, sized = (None if v is None else summed(v, number, x) for v in (shift, size))
+            v = own(x, number, dtype)
+            return plus(v if sized is None else times(v, sized), minus(shifted))
 
-        def averages(*values: Array) -> list[Array]:
-            weight, found = self.average(first, *(values if over.centered else values[1:]))
-            weights.append(weight)
-            return found if over.centered else [jnp.zeros_like(found[0], dtype), *found]
+        square = abs2(d(first + 1))
+        weight, sums = self.totals(first, *([d(first), square] if over.centered else [square]))
+        return weight, sums[0] if over.centered else None, sums[-1]
 
-        mean, low, (var,) = pool(pivot, one, d(first), [(d(first + 1), 1.0, 0.0)], averages)
-        weight = jnp.broadcast_to(jnp.asarray(weights.pop(), var.dtype), var.shape)
-        # 0 apart: what XLA makes of its two divisions is one by a square that underflows
-        full = jnp.where(var > 0, var / one / one, var)
-        return Sample(mean, low, full, var * jnp.square(shrink(dtype) / one), weight)
+    def pooled(self, pivot: Any, unit: Any, weight: Any, total: Any, squares: Array) -> Sample:
+        """The sample that `sums` are of."""
+        dtype, one = wide(self.x.dtype), jnp.ones((), squares.dtype) if unit is None else unit
+        offset = jnp.zeros(squares.shape, dtype) if total is None else written(divide(total, weight))
+        mean, low, (var,) = pooled(pivot, one, offset, [(divide(squares, weight), 1.0)])
+        weight = jnp.broadcast_to(jnp.asarray(weight, var.dtype), var.shape)
+        back = 1 / one
+        # 0 apart: what XLA makes of two divisions is one by a square that underflows
+        full = jnp.where(var > 0, var * back * back, var)
+        return Sample(mean, low, full, var * jnp.square(shrink(dtype) * back), weight)
+
+    def about(self, first: int, pivot: Array | None = None, unit: Array | None = None) -> Sample:
+        pivot = self.usable(pivot)
+        return self.pooled(pivot, unit, *self.sums(first, pivot, unit))
+
+    def usable(self, pivot: Array | None) -> Array | None:
+        """A pivot of one value for all passes, which can be filled in: in x's dtype."""
+        if pivot is None:
+            return None
+        return written(pivot if self.where is None else pivot.astype(self.x.dtype).astype(pivot.dtype))
 
 
 def _accurate(points: _Points) -> Sample:
@@ -135,29 +148,42 @@ def _accurate(points: _Points) -> Sample:
         middle, unit = pivot(x, over)
         return points.about(4, middle if over.centered else None, unit)
     wider = x.astype(wide(x.dtype))
-    _, sums = points.average(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
-    mean, size = (v / HEADROOM for v in sums)
+    weight, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
+    mean, size = (divide(v, weight) / HEADROOM for v in sums)
     return points.about(4, mean if over.centered else None, data_unit(size))
 
 
 def _cheap(points: _Points) -> Sample:
-    """XLA:CPU's cheapest sums, and accurate ones where these are not good enough."""
-    s = points.about(1)
-    good = s.var < jnp.inf
-    if points.over.centered:
-        good &= abs2(s.mean) <= _MAX_RATIO * s.var
+    """XLA:CPU's cheapest sums, about 0; then about the mean that they gave, until they are good enough."""
+    centered = points.over.centered
+    weight, *sums = points.sums(1, None, None)
 
-    def retaken() -> Sample:
-        unit = jnp.where(s.var < jnp.inf, 1.0, jnp.full_like(s.var, shrink(s.var.dtype)))
-        if not points.over.centered:
-            return points.about(4, None, unit)
-        # an array: a constant that meets x in a sum is written out, as large as x
-        x, room = points.x, vector(jnp.full_like(s.var, HEADROOM), 7, points.x)
-        x = times(own(x, 7, s.mean.dtype), points.over.per_channel(room, x.shape))
-        (mean,) = points.average(7, x)[1]
-        return points.about(4, mean / HEADROOM, unit)
+    def averages(total: Any, squares: Array) -> tuple[Any, Array]:
+        return None if total is None else divide(total, weight), divide(squares, weight)
 
-    return lax.cond(jnp.all(good), lambda: s, retaken)
+    def poor(state: Any) -> Array:
+        turn, _, _, *sums = state
+        offset, second = averages(*sums)
+        bad = second == jnp.inf
+        return (turn < _TURNS) & jnp.any(bad | (abs2(offset) > _FAR * second) if centered else bad)
+
+    def again(state: Any) -> Any:
+        turn, pivot, unit, *sums = state
+        # of this turn alone, or XLA widens x before the loop
+        x, turn = lax.optimization_barrier((points.x, turn))
+        offset, second = averages(*sums)
+        if centered:
+            mean = pivot + times(offset, 1 / unit)
+            pivot = points.usable(jnp.where(jnp.isfinite(mean), mean, pivot))
+        unit = jnp.where(second == jnp.inf, jnp.full_like(unit, shrink(unit.dtype)), unit)
+        return turn + 1, pivot, unit, *points._replace(x=x).sums(4, pivot, unit)[1:]
+
+    zero, one = jnp.zeros_like(sums[-1], wide(points.x.dtype)), jnp.ones_like(sums[-1])
+    every = devices.varying(points.x, *sums)
+    turn, pivot, unit = (devices.vary(v, every) for v in (jnp.zeros((), jnp.int32), zero, one))
+    state = turn, pivot if centered else None, unit, *sums
+    _, pivot, unit, *sums = lax.while_loop(poor, again, state)
+    return points.pooled(pivot, unit, weight, *sums)
 
 
 # ---------------------------------------------------------------- their derivative
