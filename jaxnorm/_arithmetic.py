@@ -90,6 +90,11 @@ def plus(a: Maybe, b: Maybe) -> Any:
     return b if a is None else a if b is None else operator.add(*common(a, b))
 
 
+def one_plus(v: Maybe) -> Any:
+    """1 + v, in float32 or wider: bfloat16 would lose what a small v says."""
+    return None if v is None else v.astype(wide(v.dtype)) + 1
+
+
 def minus(v: Maybe) -> Any:
     """The negative, absent if v is."""
     return None if v is None else -v

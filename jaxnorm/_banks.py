@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._average import ema
 from jaxnorm._batch import batch_norm
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat
 from jaxnorm._standardize import given
@@ -76,6 +77,7 @@ def bank_norm(
     return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(v, n, place, 0), bank, new)
 
 
+@compiled
 def blended_batch_norm(
     x: ArrayLike,
     stats: Moments,

@@ -8,13 +8,15 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import wide
+from jaxnorm._arithmetic import one_plus
 from jaxnorm._batch import batch_norm
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, initial_stats, moments
 from jaxnorm._norms import instance_norm, layer_norm
 from jaxnorm._standardize import standardize
 
 
+@compiled
 def film(
     x: ArrayLike,
     scale: ArrayLike,
@@ -53,6 +55,7 @@ def film(
     return standardize(x, initial_stats(()), epsilon=0.0, dtype=dtype, **affine)
 
 
+@compiled
 def adaptive_layer_norm(
     x: ArrayLike,
     scale: ArrayLike,
@@ -85,11 +88,11 @@ def adaptive_layer_norm(
     """
     x = check.numbers("adaptive_layer_norm", "x", x)
     features = check.axes("adaptive_layer_norm", axis, x)
-    change = _of_samples("adaptive_layer_norm", "scale", scale, x, features)
     return layer_norm(
         x,
         axis=features,
-        scale=1 + change.astype(wide(change.dtype)),
+        scale=_of_samples("adaptive_layer_norm", "scale", scale, x, features),
+        zero_centered_scale=True,
         bias=_of_samples("adaptive_layer_norm", "bias", bias, x, features),
         epsilon=epsilon,
         where=where,
@@ -99,6 +102,7 @@ def adaptive_layer_norm(
     )
 
 
+@compiled
 def adaptive_instance_norm(
     x: ArrayLike,
     style: ArrayLike,
@@ -161,6 +165,7 @@ def adaptive_instance_norm(
     )
 
 
+@compiled
 def conditional_batch_norm(
     x: ArrayLike,
     stats: Moments,
@@ -209,6 +214,7 @@ def conditional_batch_norm(
     return batch_norm(x, stats, train=train, feature_axis=features, **tables, **options)
 
 
+@compiled
 def spade(
     x: ArrayLike,
     stats: Moments,
@@ -237,8 +243,7 @@ def spade(
     >>> y.ravel()
     Array([-1.,  1.], dtype=float32)
     """
-    scale = check.numbers("spade", "scale", scale)
-    scale = 1 + scale.astype(wide(scale.dtype))
+    scale = one_plus(check.numbers("spade", "scale", scale))
     return batch_norm(x, stats, train=train, scale=scale, bias=bias, feature_axis=feature_axis, **options)
 
 

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import plus, times
 from jaxnorm._batch import Batch, remembering, stored
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine, moments
 from jaxnorm._norms import split
 from jaxnorm._remat import kept, remat, seen
@@ -17,6 +18,7 @@ from jaxnorm._standardize import given
 from jaxnorm._statistics import usable
 
 
+@compiled
 def evonorm_b0(
     x: ArrayLike,
     stats: Moments,
@@ -94,6 +96,7 @@ def evonorm_b0(
     )
 
 
+@compiled
 def evonorm_s0(
     x: ArrayLike,
     slope: ArrayLike,

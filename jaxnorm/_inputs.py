@@ -11,11 +11,13 @@ from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._average import counted
 from jaxnorm._batch import remember
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
 from jaxnorm._standardize import given, standardize, unstandardize
 
 
+@compiled
 def reversible_norm(
     x: ArrayLike,
     *,
@@ -68,6 +70,7 @@ def reversible_norm(
     )
 
 
+@compiled
 def input_norm(
     x: ArrayLike,
     stats: Moments,
@@ -127,6 +130,7 @@ def input_norm(
     return y if clip is None else jnp.clip(y, -clip, clip), new
 
 
+@compiled
 def pop_art(
     kernel: ArrayLike,
     bias: ArrayLike,

@@ -25,13 +25,19 @@ promotion = partial(jax.numpy_dtype_promotion, "standard")
 
 
 def layer_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
-    axes = {"axis": layer.reduction_axes, "feature_axis": layer.feature_axes}
-    return call(_norms.layer_norm, layer, x, mask, weights, **axes, **own)
+    return call(_norms.layer_norm, layer, x, mask, weights, **_rows(layer), **own)
 
 
 def rms_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
-    axes = {"axis": layer.reduction_axes, "feature_axis": layer.feature_axes}
-    return call(_norms.rms_norm, layer, x, mask, weights, **axes, **own)
+    return call(_norms.rms_norm, layer, x, mask, weights, **_rows(layer), **own)
+
+
+def _rows(layer: Any) -> dict[str, Any]:
+    return {
+        "axis": layer.reduction_axes,
+        "feature_axis": layer.feature_axes,
+        "zero_centered_scale": layer.zero_centered_scale,
+    }
 
 
 def group_norm(
@@ -164,8 +170,6 @@ def call(
     weights: Any,
     **options: Any,
 ) -> Any:
-    if getattr(layer, "zero_centered_scale", False) and options.get("scale") is not None:
-        options["scale"] = widen(options["scale"]) + 1
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # it meets complex parameters
     return function(x, epsilon=layer.epsilon, where=_where(mask, weights), **options)
@@ -176,7 +180,7 @@ def _is_complex(dtype: DTypeLike | None) -> bool:
 
 
 def widen(value: Array) -> Array:
-    """In float32 or wider: a running average stalls in bfloat16, and 1 + g loses what g learned."""
+    """In float32 or wider: a running average stalls in bfloat16."""
     return value.astype(mean_dtype(value))
 
 

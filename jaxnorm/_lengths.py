@@ -9,11 +9,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import times, wide
+from jaxnorm._eager import compiled
 from jaxnorm._normalize import normalize
 from jaxnorm._norms import rms_norm
 from jaxnorm._weights import weight_norm
 
 
+@compiled
 def scale_norm(
     x: ArrayLike,
     *,
@@ -61,6 +63,7 @@ def scale_norm(
     )[0]
 
 
+@compiled
 def pixel_norm(
     x: ArrayLike,
     *,
@@ -94,6 +97,7 @@ def pixel_norm(
     )
 
 
+@compiled
 def weight_demodulate(
     kernel: ArrayLike,
     style: ArrayLike,

@@ -19,6 +19,7 @@ def layer_norm(
     axis: int | Iterable[int] = -1,
     feature_axis: int | Iterable[int] | None = None,
     scale: ArrayLike | None = None,
+    zero_centered_scale: bool = False,
     bias: ArrayLike | None = None,
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
@@ -39,6 +40,8 @@ def layer_norm(
       feature_axis: the axes that scale and bias belong to; by default `axis`.
       scale, bias: arrays of the feature axes' sizes, ascending, wherever these axes stand; any other
         shape broadcasts to x.
+      zero_centered_scale: `scale` is what is added to 1, in float32 or wider: weight decay then pulls
+        towards plain normalization, and bfloat16 keeps what a parameter near 0 has learned.
       epsilon: added to the variance, in x's units squared; a float >= 0, or a traced scalar.
       where: boolean mask, or weights >= 0, broadcastable to x, of what enters the moments. A masked NaN
         stays where it is; a sample with nothing in it gives y = bias.
@@ -68,6 +71,7 @@ def layer_norm(
         axes,
         features,
         scale=scale,
+        zero_centered_scale=zero_centered_scale,
         bias=bias,
         epsilon=epsilon,
         where=where,
@@ -84,6 +88,7 @@ def rms_norm(
     axis: int | Iterable[int] = -1,
     feature_axis: int | Iterable[int] | None = None,
     scale: ArrayLike | None = None,
+    zero_centered_scale: bool = False,
     bias: ArrayLike | None = None,
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
@@ -95,7 +100,8 @@ def rms_norm(
 
     y = x * rsqrt(mean(|x|^2) + epsilon) * scale + bias, with the mean over `axis`.
 
-    The same arguments, dtypes and errors as `layer_norm`. Zhang, Sennrich 2019, arXiv:1910.07467.
+    The same arguments, dtypes and errors as `layer_norm`. Zhang, Sennrich 2019, arXiv:1910.07467; Gemma's
+    checkpoints want `zero_centered_scale`.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -114,6 +120,7 @@ def rms_norm(
         features,
         centered=False,
         scale=scale,
+        zero_centered_scale=zero_centered_scale,
         bias=bias,
         epsilon=epsilon,
         where=where,

@@ -4,17 +4,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import plus, times
-from jaxnorm._batch import Batch, remembering, taken
+from jaxnorm._arithmetic import times
+from jaxnorm._batch import Batch, remembering
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine
 from jaxnorm._normalize import normalize
 from jaxnorm._norms import split
 
 
+@compiled
 def batch_renorm(
     x: ArrayLike,
     stats: Moments,
@@ -60,14 +62,8 @@ def batch_renorm(
     check.at_least("batch_renorm", "d_max", d_max, 0)
 
     def training(b: Batch) -> tuple[Array, Moments]:
-        m = taken(b)
-        r, d = (lax.stop_gradient(v) for v in _corrections(m, b.stats, b.epsilon, r_max, d_max))
-        scale, bias = b.options["scale"], b.options["bias"]
-        corrected = {
-            "scale": r if scale is None else times(scale, r),
-            "bias": plus(d if scale is None else times(scale, d), bias),
-        }
-        return normalize("batch_renorm", b.x, b.axes, b.features, **b.options | corrected)
+        options = b.options | {"others": (b.stats, jnp.asarray(r_max), jnp.asarray(d_max))}
+        return normalize("batch_renorm", b.x, b.axes, b.features, corrections=_corrections, **options)
 
     return remembering(
         "batch_renorm",
@@ -88,12 +84,10 @@ def batch_renorm(
     )
 
 
-def _corrections(
-    m: Moments, old: Moments, epsilon: Array, r_max: float | Array, d_max: float | Array
-) -> tuple[Array, Array]:
+def _corrections(m: Moments, epsilon: Array, old: Moments, r_max: Array, d_max: Array) -> tuple[Array, Array]:
     """r and d of the paper."""
     old = Moments(*(o.astype(v.dtype) for o, v in zip(old, m, strict=True)))
-    epsilon, most, farthest = (jnp.asarray(v).astype(m.var.dtype) for v in (epsilon, r_max, d_max))
+    epsilon, most, farthest = (v.astype(m.var.dtype) for v in (epsilon, r_max, d_max))
     sigma, before = (jnp.sqrt(s.var + epsilon) for s in (m, old))
     r, d = sigma / before, (m.mean - old.mean) / before
     far = jnp.abs(d)
@@ -102,6 +96,7 @@ def _corrections(
     return jnp.where(both, jnp.clip(r, 1 / most, most), 1), jnp.where(both, d, 0)
 
 
+@compiled
 def ghost_batch_norm(
     x: ArrayLike,
     stats: Moments,

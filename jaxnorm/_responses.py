@@ -12,11 +12,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, plus, times, wide
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat, root, seen
 from jaxnorm._standardize import given
 
 
+@compiled
 def unit_norm(
     x: ArrayLike,
     *,
@@ -62,6 +64,7 @@ def unit_norm(
     return normalized(x)
 
 
+@compiled
 def local_response_norm(
     x: ArrayLike,
     *,
@@ -109,6 +112,7 @@ def local_response_norm(
     return normalized(x)
 
 
+@compiled
 def filter_response_norm(
     x: ArrayLike,
     *,
@@ -172,6 +176,7 @@ def filter_response_norm(
     return y if least is None else jnp.maximum(y, least.astype(y.dtype))
 
 
+@compiled
 def global_response_norm(
     x: ArrayLike,
     *,

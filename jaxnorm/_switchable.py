@@ -10,11 +10,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._batch import Batch, remembering, stored
+from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine, moments
 from jaxnorm._remat import kept, remat, seen
 from jaxnorm._standardize import given
 
 
+@compiled
 def switchable_norm(
     x: ArrayLike,
     stats: Moments,

@@ -11,10 +11,12 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import plus, times, wide
+from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
 from jaxnorm._statistics import usable
 
 
+@compiled
 def gated_rms_norm(
     x: ArrayLike,
     gate: ArrayLike,
@@ -79,6 +81,7 @@ def gated_rms_norm(
     )
 
 
+@compiled
 def partial_rms_norm(
     x: ArrayLike,
     *,
@@ -162,6 +165,7 @@ def qk_norm(
     return norm(query, scale=query_scale, **options), norm(key, scale=key_scale, **options)
 
 
+@compiled
 def dynamic_tanh(
     x: ArrayLike,
     alpha: ArrayLike,
@@ -196,6 +200,7 @@ def dynamic_tanh(
     return _squashed("dynamic_tanh", jnp.tanh, x, alpha, 0.0, scale, bias, feature_axis, dtype)
 
 
+@compiled
 def dynamic_erf(
     x: ArrayLike,
     alpha: ArrayLike,

@@ -13,6 +13,7 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import divide, plus, times, wide
 from jaxnorm._average import ema
 from jaxnorm._batch import either
+from jaxnorm._eager import compiled
 from jaxnorm._moments import moments
 from jaxnorm._remat import kept, remat, seen
 from jaxnorm._statistics import usable
@@ -63,6 +64,7 @@ def initial_covariance(
     return Covariance(jnp.zeros((groups, size), dtype), identity, jnp.full(groups, weight, dtype))
 
 
+@compiled
 def decorrelated_batch_norm(
     x: ArrayLike,
     stats: Covariance,

@@ -24,6 +24,7 @@ FLOORS = [
     {"_checks", "_devices", "_remat"},
     {"_over"},
     {"_pivot", "_law", "_trees"},
+    {"_sums"},
     {"_statistics"},
     {"_moments", "_average"},
     {"_standardize"},

@@ -55,6 +55,16 @@ def gates(x, scale, bias, where, stats, **more):
     return jaxnorm.gated_rms_norm(x, gate, scale=scale, where=where, **EPS | more), None
 
 
+def from_one(x, scale, bias, where, stats, **more):
+    options = {"scale": scale - 1, "bias": bias, "where": where} | EPS | more
+    return jaxnorm.rms_norm(x, zero_centered_scale=True, **options), None
+
+
+def queries(x, scale, bias, where, stats, **more):
+    options = {"query_scale": scale, "bias": bias, "where": where} | EPS | more
+    return jaxnorm.qk_norm(x, x, **options)[0], None
+
+
 def scales(x, scale, bias, where, stats, **more):
     return jaxnorm.scale_norm(x, scale=scale, **EPS | more), None
 
@@ -172,6 +182,8 @@ FAMILY = (
     row(
         "partial", forgets(jaxnorm.partial_rms_norm, num_features=3), partial(formula.part, first=3), FEATURES
     ),
+    row("rms about one", from_one, partial(own, axes=(2,), centred=False, **CHANNELS), FEATURES),
+    row("query", queries, partial(own, axes=(2,), centred=False, **CHANNELS), FEATURES),
     row("scale", scales, formula.length, FEATURES, ("scale",)),
     row(
         "dynamic tanh",
