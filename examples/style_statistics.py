@@ -20,7 +20,7 @@ from jax import Array
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_sample_images
+from skimage import data
 
 from jaxnorm import adaptive_instance_norm, moments
 
@@ -29,12 +29,9 @@ TOLERANCE = 1e-5  # of statistics of pixels in [0, 1]
 
 
 def photographs() -> dict[str, Array]:
-    """scikit-learn's two, [1, height, width, channels] in [0, 1], the flower without its right half."""
-    temple, flower = load_sample_images().images
-    return {
-        "temple": jnp.asarray(temple[None], jnp.float32) / 255,
-        "flower": jnp.asarray(flower[None, :, :320], jnp.float32) / 255,
-    }
+    """scikit-image's, [1, height, width, channels] in [0, 1]."""
+    both = {"coffee": data.coffee(), "rocket": data.rocket()}
+    return {name: jnp.asarray(photo[None], jnp.float32) / 255 for name, photo in both.items()}
 
 
 def statistics(photo: Array) -> np.ndarray:
@@ -77,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adapt = jax.jit(partial(adaptive_instance_norm, epsilon=0.0))
     photos = photographs()
     named = {}
-    for content, style in (("temple", "flower"), ("flower", "temple")):
+    for content, style in (("coffee", "rocket"), ("rocket", "coffee")):
         named[content] = photos[content]
         named[f"{content}, styled as the {style}"] = adapt(photos[content], photos[style])
     Console(width=110).print(table(named))
 
     differences = [
         np.abs(statistics(named[f"{content}, styled as the {style}"]) - statistics(photos[style])).max()
-        for content, style in (("temple", "flower"), ("flower", "temple"))
+        for content, style in (("coffee", "rocket"), ("rocket", "coffee"))
     ]
     print(
         f"largest difference between a styled photograph's statistics and the style's: {max(differences):.1e}"

@@ -160,7 +160,7 @@ def test_style_statistics(tmp_path, capsys):
     output = capsys.readouterr().out
     assert_pictures(output, tmp_path / "style_statistics.png")
     ours = {name.strip(): v for name, v in re.findall(r"│ ([a-z ,]+?) +│ (.*) │", output)}
-    assert ours["temple, styled as the flower"] == ours["flower"] != ours["temple"]
+    assert ours["coffee, styled as the rocket"] == ours["rocket"] != ours["coffee"]
 
 
 @flexible
