@@ -15,7 +15,7 @@ from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
-from jaxnorm._standardize import given
+from jaxnorm._standardize import given, known
 
 
 @compiled
@@ -202,9 +202,7 @@ def apply(b: Batch, m: Moments) -> Array:
 
 def stored(b: Batch) -> Moments:
     """The moments in the state; where there are none yet, those of the identity."""
-    known = b.stats.weight > 0
-    mean, var = jnp.where(known, b.stats.mean, 0), jnp.where(known, b.stats.var, 1)
-    return Moments(mean, var, jnp.ones_like(b.stats.weight))
+    return Moments(*known(b.stats), jnp.ones_like(b.stats.weight))
 
 
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:

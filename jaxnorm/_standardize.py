@@ -166,13 +166,13 @@ def given(
     where: Maybe = None,
 ) -> Array:
     """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
-    return _standardize(jnp.dtype(dtype or x.dtype), x, *_known(m), scale, bias, epsilon, where).y
+    return _standardize(jnp.dtype(dtype or x.dtype), x, *known(m), scale, bias, epsilon, where).y
 
 
-def _known(m: Moments) -> tuple[Array, Array]:
+def known(m: Moments) -> tuple[Array, Array]:
     """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
-    known = m.weight > 0
-    return jnp.where(known, m.mean, jnp.zeros_like(m.mean)), jnp.where(known, m.var, jnp.ones_like(m.var))
+    there = m.weight > 0
+    return jnp.where(there, m.mean, jnp.zeros_like(m.mean)), jnp.where(there, m.var, jnp.ones_like(m.var))
 
 
 # ---------------------------------------------------------------- public
@@ -241,7 +241,7 @@ def unstandardize(
 
     @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
     def inverse(y: Array, m: Moments, scale: Maybe, bias: Maybe) -> Array:
-        mean, var = _known(m)
+        mean, var = known(m)
         x = plus(y.astype(wide(y.dtype)), minus(bias))
         if scale is not None:
             x = times(x, 1 / scale.astype(wide(scale.dtype)))

@@ -75,7 +75,7 @@ def decorrelated_batch_norm(
     bias: ArrayLike | None = None,
     feature_axis: int = -1,
     epsilon: float | Array = 1e-5,
-    decay: float | Array = 0.99,
+    decay: float | Array | None = 0.99,
     where: ArrayLike | None = None,
     axis_name: Any = None,
     axis_index_groups: Any = None,
@@ -96,7 +96,8 @@ def decorrelated_batch_norm(
     Args:
       stats: the state, `initial_covariance(features)` at first.
       iterations: of Newton; the paper takes 5. None: exact.
-      decay: the fraction of the OLD state that is kept; also a traced scalar.
+      decay: the fraction of the OLD state that is kept; also a traced scalar; None: cumulative, all batches
+        weigh by their size (start from weight 0).
       where: boolean mask, or weights >= 0, that broadcasts to x and is alike for all its features.
 
     >>> import jax.numpy as jnp
@@ -112,7 +113,8 @@ def decorrelated_batch_norm(
     (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
     weights = check.weights(function, where, x)
     _check(function, stats, x, f, weights)
-    check.decay(function, decay)
+    if decay is not None:
+        check.decay(function, decay)
     if iterations is not None:
         check.at_least(function, "iterations", iterations, 0)
     scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
@@ -140,7 +142,7 @@ def decorrelated_batch_norm(
         root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
         c = _grouped(usable(x, where), f, m.mean)
         y = _einsum("...gi,gij->...gj", c, root.astype(c.dtype))
-        y = jnp.moveaxis(y.reshape(*y.shape[:-2], -1), -1, f)
+        y = jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f)
         y = plus(y if scale is None else times(y, scale), bias).astype(out)
         return seen(y, m.weight[0], bias, where), m
 
@@ -148,7 +150,8 @@ def decorrelated_batch_norm(
         y, m = whitened(x, scale, bias, weights, None)
         finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
         m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
-        return y, ema(old, jax.tree.map(lax.stop_gradient, m), decay=decay)
+        m = lax.stop_gradient(m)
+        return y, _union(old, m) if decay is None else ema(old, m, decay=decay)
 
     def evaluation() -> tuple[Array, Covariance]:
         known = old.weight[:, None] > 0
@@ -158,6 +161,22 @@ def decorrelated_batch_norm(
         return whitened(x, scale, bias, weights, stored)[0], old
 
     return either(function, train, training, evaluation, (x, old, weights, scale, bias), axis_name)
+
+
+def _union(a: Covariance, b: Covariance) -> Covariance:
+    """The covariance of both samples together: its law is that of the variance."""
+    weight = a.weight + b.weight.astype(a.weight.dtype)
+    share = divide(b.weight.astype(a.weight.dtype), weight)[:, None]
+
+    def there(m: Covariance) -> tuple[Array, Array]:  # of what has no weight nothing is used
+        known = m.weight[:, None] > 0
+        mean, cov = jnp.where(known, m.mean, 0), jnp.where(known[..., None], m.cov, 0)
+        return mean.astype(a.mean.dtype), cov.astype(a.cov.dtype)
+
+    (mean, cov), (new, spread) = there(a), there(b)
+    d, part = new - mean, share[..., None]
+    cov = cov + part * (spread - cov) + part * (1 - part) * d[:, :, None] * d[:, None, :]
+    return Covariance(mean + share * d, cov, weight)
 
 
 def _grouped(x: Array, f: int, mean: Array) -> Array:

@@ -43,6 +43,17 @@ def test_groups_of_one_are_batch_norm():
     close((new.mean.ravel(), new.cov.ravel()), (batch.mean, batch.var), rtol=1e-5)
 
 
+def test_a_cumulative_state_is_the_covariance_of_all_batches():
+    x = correlated(30)
+    state, junk = jn.initial_covariance(4, weight=0.0), jnp.full((1, 4), jnp.nan)
+    state = state._replace(mean=junk, cov=jnp.full((1, 4, 4), jnp.nan))
+    step = jax.jit(lambda x, state: jn.decorrelated_batch_norm(x, state, train=True, decay=None)[1])
+    for part in (x[:10], x[10:20], x[20:20], x[20:]):
+        state = step(part, state)
+    close((state.cov[0], state.mean[0]), (covariance(x), np.mean(x, 0)), rtol=1e-5)
+    assert state.weight.tolist() == [30]
+
+
 def test_newton_comes_to_the_exact_root():
     x = correlated(64)
     stats = jn.initial_covariance(4)
