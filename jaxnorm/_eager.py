@@ -29,7 +29,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         known, arrays = [], {}
-        for name, value in (*enumerate(args), *options.items()):
+        for name, value in (*enumerate(args), *sorted(options.items())):
             if _is_array(value):
                 arrays[name] = value
             else:

@@ -10,7 +10,7 @@ from jax import Array
 from jax.nn import initializers
 
 from jaxnorm import _checks as check
-from jaxnorm import _conditional, _evonorm, _inputs, _lengths, _responses, _transformers
+from jaxnorm import _conditional, _evonorm, _inputs, _lengths, _norms, _responses, _transformers
 from jaxnorm import _layers as layers
 from jaxnorm._layer_parts import Affine, Forgetting, Measured, Projected, Shape, fields
 from jaxnorm._moments import Moments
@@ -58,6 +58,43 @@ class GatedRMSNorm(Measured, Forgetting):
     norm_before_gate: Any = True
     use_scale: Any = True
     scale_init: Any = initializers.ones
+
+
+@fields
+class PartialRMSNorm(Measured, Forgetting):
+    function = staticmethod(_transformers.partial_rms_norm)
+    fraction: Any = 0.0625
+    use_scale: Any = True
+    scale_init: Any = initializers.ones
+
+    def normalize(self, x: Array, *args: Any, **own: Any) -> Any:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(
+                f"PartialRMSNorm: fraction={self.fraction} is outside (0, 1]; it is the part of the features "
+                "whose mean square is taken: choose, for example, 0.0625."
+            )
+        (size,) = layers.feature_shape(self, x, self.features)
+        return super().normalize(x, *args, num_features=max(1, round(self.fraction * size)), **own)
+
+
+@fields
+class QKNorm(Measured, Forgetting):
+    function = staticmethod(_transformers.qk_norm)
+    options = ("norm",)
+    axes_option = "axis"
+    norm: Any = _norms.rms_norm
+    use_scale: Any = True
+    scale_init: Any = initializers.ones
+
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"query_scale": features, "key_scale": features} if self.use_scale else {}
+
+    def initializer(self, name: str, features: Shape) -> Any:
+        return self.scale_init
+
+    def normalize(self, x: Array, *args: Any, **own: Any) -> Any:
+        own["dtype"] = layers.result_dtype(self, own["key"], own["dtype"])  # of both: they will be multiplied
+        return super().normalize(x, *args, **own)
 
 
 @fields

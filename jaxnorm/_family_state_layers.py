@@ -4,21 +4,18 @@ Each is one of these classes on the batch norm of its framework, whose fields, m
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnorm import _banks, _conditional, _evonorm, _inputs, _renorm, _switchable, _whitening
-from jaxnorm import _checks as check
 from jaxnorm import _layer_parts as parts
-from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
 from jaxnorm._layer_parts import Shape, fields
 from jaxnorm._moments import Moments
@@ -39,70 +36,37 @@ class Remembering(parts.Affine, parts.Measured):
 
     def called(self, *args: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions of a call, and all else that came with it, by name."""
-        either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        known = [inspect.Parameter(name, either) for name in self.conditions]
-        known.append(inspect.Parameter("use_running_average", either, default=None))
-        rest = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
-        named = inspect.Signature([*known, rest]).bind(*args, **options).arguments
+        named = _signature(self.conditions).bind(*args, **options).arguments
         options = named.pop("options", {})
         return {name: named.pop(name) for name in self.conditions}, {**named, **options}
 
-    def initial(self: Any, features: Shape, dtype: DTypeLike) -> dict[str, Callable[[], Array]]:
-        """The statistics at the start, by name."""
-        kept = state.initial_stats(self, features, dtype)
-        if any(callable(getattr(self, name)) for name in self.scheduled):
-            kept["step"] = partial(jnp.zeros, (), jnp.int32)
-        return kept
+    def remember(
+        self: Any, x: Array, mask: Any, weights: Any, kept: dict[str, Array], *, train: Any, **own: Any
+    ) -> Any:
+        """The call of the function: `_state_layers.batch_norm`, for any norm that remembers."""
+        for name, option in self.scheduled.items():
+            own[option] = state.scheduled(getattr(self, name), kept)
+        if self.unbiased:
+            own["unbiased"] = True
+        stats = self.stats(x, *state.widened(kept))
+        return self.normalize(x, mask, weights, stats=stats, train=train, **own)
 
-    def stats(self, x: Array, *stored: Array) -> Any:
-        """The function's state, made of mean, var and weight as they are stored."""
-        return Moments(*(layers.per_feature(self, v, x, self.features) for v in stored))
+    def stats(self, x: Array, mean: Array, var: Array, weight: Any) -> Any:
+        """The function's state, made of what is stored."""
+        return state.moments(self, x, self.features, mean, var, weight)
 
-    def weight_shape(self, var: Shape) -> Shape:
-        """Where none is stored, as Flax stores none: its average begins at (0, 1) and has a mass of 1."""
-        return var
+    def initial(self, features: Shape, dtype: DTypeLike) -> dict[str, Array]:
+        """All that may be stored, at the start."""
+        return state.initial_stats(features, dtype)
 
 
-def remembered(
-    layer: Any,
-    x: Array,
-    mask: Any,
-    weights: Any,
-    *,
-    kept: dict[str, Array],
-    use_running_average: Any,
-    update_stats: bool | None,
-    frozen: bool,
-    initializing: bool = False,
-    **own: Any,
-) -> tuple[Array, dict[str, Array]]:
-    """y, and the statistics to store: `_state_layers.batch_norm`, for any norm that remembers."""
-    if frozen:
-        use_running_average, update_stats = True, False
-    traced = check.traced(use_running_average)
-    train = jnp.logical_not(use_running_average) if traced else not use_running_average
-    mean, var = layers.widen(kept["mean"]), layers.widen(kept["var"])
-    weight = kept["weight"] if "weight" in kept else np.ones(layer.weight_shape(var.shape), var.dtype)
-    with layers.promotion():  # a schedule's own arithmetic
-        now = {
-            option: value(kept["step"]) if callable(value := getattr(layer, name)) else value
-            for name, option in layer.scheduled.items()
-        }
-    if layer.unbiased:
-        now["unbiased"] = True
-    call = partial(layer.normalize, x, mask, weights, stats=layer.stats(x, mean, var, weight), **now, **own)
-    y, new = call(train=train)
-    updated = train if update_stats is None else bool(update_stats)
-    if updated is False and train is False and not initializing:
-        state.warn_if_untrained(layer, kept)
-    if updated is False or initializing:
-        return y, {}
-    if update_stats and train is not True:
-        _, new = call(train=True)
-    values = dict(zip(("mean", "var", "weight"), new, strict=True))
-    if "step" in kept:
-        values["step"] = kept["step"] + jnp.asarray(updated, jnp.int32)
-    return y, {name: values[name].reshape(v.shape) for name, v in kept.items()}
+@lru_cache
+def _signature(conditions: tuple[str, ...]) -> inspect.Signature:
+    """What a call has after x."""
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    known = [inspect.Parameter(name, either) for name in conditions]
+    known.append(inspect.Parameter("use_running_average", either, default=None))
+    return inspect.Signature([*known, inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)])
 
 
 @fields
@@ -128,11 +92,11 @@ class Bank(Remembering):
     conditions = ("index",)
     size: ClassVar[str]  # the field that tells how many
 
-    def initial(self: Any, features: Shape, dtype: DTypeLike) -> dict[str, Callable[[], Array]]:
+    def initial(self, features: Shape, dtype: DTypeLike) -> dict[str, Array]:
         return super().initial((getattr(self, self.size), *features), dtype)
 
-    def stats(self, x: Array, *stored: Array) -> Any:
-        return Moments(*jax.vmap(partial(super().stats, x))(*stored))
+    def stats(self, x: Array, mean: Array, var: Array, weight: Any) -> Any:
+        return Moments(*jax.vmap(partial(super().stats, x))(mean, var, weight))
 
 
 @fields
@@ -212,20 +176,16 @@ class DecorrelatedBatchNorm(Remembering):
     iterations: Any = None
     group_size: Any = None
 
-    def initial(self: Any, features: Shape, dtype: DTypeLike) -> dict[str, Callable[[], Array]]:
-        kept = super().initial(features, dtype)
+    def initial(self, features: Shape, dtype: DTypeLike) -> dict[str, Array]:
         (size,) = features
-        start = partial(
-            _whitening.initial_covariance, size, group_size=self.group_size, weight=0.0, dtype=dtype
-        )
-        own = {"mean": lambda: start().mean, "var": lambda: start().cov, "weight": lambda: start().weight}
-        return kept | {name: value for name, value in own.items() if name in kept}
+        options = {"group_size": self.group_size, "weight": 0.0, "dtype": dtype}
+        mean, cov, weight = _whitening.initial_covariance(size, **options)
+        return {**super().initial(features, dtype), "mean": mean, "var": cov, "weight": weight}
 
-    def stats(self, x: Array, *stored: Array) -> Any:
-        return _whitening.Covariance(*stored)
-
-    def weight_shape(self, var: Shape) -> Shape:
-        return var[:-2]
+    def stats(self, x: Array, mean: Array, var: Array, weight: Any) -> Any:
+        if weight is None:
+            weight = np.ones(var.shape[:-2], var.dtype)
+        return _whitening.Covariance(mean, var, weight)
 
 
 @fields

@@ -1,7 +1,7 @@
 """What the layers that remember share: the statistics of batch norm, and of weights."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -17,72 +17,104 @@ from jaxnorm import _layers as layers
 from jaxnorm._moments import Moments
 
 
+def remembered(
+    layer: Any,
+    norm: Callable[..., tuple[Array, Any]],
+    kept: dict[str, Array],
+    *,
+    use_running_average: Any,
+    update_stats: bool | None,
+    frozen: bool,
+    initializing: bool = False,
+) -> tuple[Array, dict[str, Array]]:
+    """y, and the statistics to store, shaped as they came in: none where nothing is stored.
+
+    `norm` is `(kept, *, train) -> (y, (mean, var, weight))`. Which statistics are used and whether they are
+    updated are two questions. Flax asks the first; its answer to the second, updated where the batch's are
+    used, is that of `update_stats=None`, in the call and in the layer.
+    """
+    if update_stats is None:
+        update_stats = layer.update_stats
+    if frozen:
+        use_running_average, update_stats = True, False
+    traced = check.traced(use_running_average)
+    train = jnp.logical_not(use_running_average) if traced else not use_running_average
+    y, new = norm(kept, train=train)
+    updated = train if update_stats is None else bool(update_stats)
+    if updated is False and train is False and not initializing:
+        warn_if_untrained(layer, kept)
+    if updated is False or initializing:
+        return y, {}
+    if update_stats and train is not True:
+        _, new = norm(kept, train=True)  # in a compiled program its y costs nothing
+    values = dict(zip(("mean", "var", "weight"), new, strict=True))
+    if "step" in kept:
+        values["step"] = kept["step"] + jnp.asarray(updated, jnp.int32)
+    return y, {name: _reshaped(values[name], v.shape) for name, v in kept.items()}
+
+
 def batch_norm(
     layer: Any,
     x: Array,
     mask: Any,
     weights: Any,
+    kept: dict[str, Array],
     *,
-    stats: dict[str, Array],
-    use_running_average: Any,
-    update_stats: bool | None,
-    frozen: bool,
-    initializing: bool = False,
+    train: Any,
     **own: Any,
-) -> tuple[Array, dict[str, Array]]:
-    """y, and the statistics to store, shaped as they came in: none where nothing is stored.
-
-    Which statistics are used and whether they are updated are two questions. Flax asks the first; its
-    answer to the second, updated where the batch's are used, is that of `update_stats=None`.
-    """
-    if frozen:
-        use_running_average, update_stats = True, False
-    traced = check.traced(use_running_average)
-    train = jnp.logical_not(use_running_average) if traced else not use_running_average
-    mean, var = layers.widen(stats["mean"]), layers.widen(stats["var"])
-    # Flax stores no weight: its average begins at (0, 1) and has a mass of 1
-    weight: Any = stats.get("weight", np.ones(var.shape, var.dtype))  # numpy's: no dispatch
-    stored = Moments(mean, var, weight)
-    decay = layer.momentum
-    if callable(decay):
-        with layers.promotion():  # a schedule's own arithmetic
-            decay = decay(stats["step"])
-    call = partial(
-        layers.call,
+) -> tuple[Array, Moments]:
+    return layers.call(
         _batch.batch_norm,
         layer,
         x,
         mask,
         weights,
-        stats=Moments(*(layers.per_feature(layer, v, x, layer.axis) for v in stored)),
+        stats=moments(layer, x, layer.axis, *widened(kept)),
+        train=train,
         feature_axis=layer.axis,
-        decay=decay,
+        decay=scheduled(layer.momentum, kept),
         unbiased=layer.unbiased,
         **own,
     )
-    y, new = call(train=train)
-    updated = train if update_stats is None else bool(update_stats)
-    if updated is False and train is False and not initializing:
-        warn_if_untrained(layer, stats)
-    if updated is False or initializing:
-        return y, {}
-    if update_stats and train is not True:
-        _, new = call(train=True)  # in a compiled program its y costs nothing
-    values = new._asdict()
-    if "step" in stats:
-        values["step"] = stats["step"] + jnp.asarray(updated, jnp.int32)
-    return y, {name: values[name].reshape(v.shape) for name, v in stats.items()}
 
 
-def initial_stats(layer: Any, shape: tuple[int, ...], dtype: DTypeLike) -> dict[str, Callable[[], Array]]:
-    """What a batch norm keeps, by name: Flax's two, and what a debiased average or a schedule needs."""
-    start = partial(_moments.initial_stats, shape, weight=0.0, dtype=dtype)
-    kept = {"mean": lambda: start().mean, "var": lambda: start().var}
+def scheduled(value: Any, kept: dict[str, Array]) -> Any:
+    """What may be a schedule, of the updates counted in `step`."""
+    if not callable(value):
+        return value
+    with layers.promotion():  # a schedule's own arithmetic
+        return value(kept["step"])
+
+
+def widened(kept: dict[str, Array]) -> tuple[Array, Array, Any]:
+    """Mean, var and weight. Flax stores no weight: its average begins at (0, 1) and has a mass of 1."""
+    mean, var = (v if v.dtype == jnp.float32 else layers.widen(v) for v in (kept["mean"], kept["var"]))
+    return mean, var, kept.get("weight")
+
+
+def moments(layer: Any, x: Array, axes: layers.Axes, mean: Array, var: Array, weight: Any) -> Moments:
+    """The state of a function whose features are on these axes of x."""
+    if weight is None:
+        weight = np.ones(var.shape, var.dtype)  # numpy's: no dispatch
+    shape = layers.feature_shape(layer, x, axes)
+    values = mean, var, weight
+    return Moments(*(v if v.shape == shape else layers.per_feature(layer, v, x, axes) for v in values))
+
+
+def names(layer: Any, schedules: Iterable[str] = ("momentum",)) -> list[str]:
+    """What a batch norm keeps: Flax's two, and what a debiased average or a schedule needs."""
+    kept = ["mean", "var"]
     if layer.debias or layer.momentum is None:
-        kept["weight"] = lambda: start().weight
-    if callable(layer.momentum):
-        kept["step"] = partial(jnp.zeros, (), jnp.int32)
+        kept.append("weight")
+    if any(callable(getattr(layer, name)) for name in schedules):
+        kept.append("step")
     return kept
+
+
+def initial_stats(shape: tuple[int, ...], dtype: DTypeLike) -> dict[str, Array]:
+    """All that a batch norm may keep, at the start."""
+    start = _moments.initial_stats(shape, weight=0.0, dtype=dtype)
+    return {**start._asdict(), "step": jnp.zeros((), jnp.int32)}
 
 
 def mark(var: Any) -> Any:
@@ -136,6 +168,10 @@ def is_matrix(layer: Any, v: Array) -> bool:
             "a matrix, or leave error_on_non_matrix out to flatten the leading axes."
         )
     return True
+
+
+def _reshaped(value: Array, shape: tuple[int, ...]) -> Array:
+    return value if value.shape == shape else value.reshape(shape)  # an eager reshape is a dispatch
 
 
 def _every(*_: Any) -> bool:

@@ -106,6 +106,15 @@ FORGET = (
     Row("Derf", plain(jn.dynamic_erf, "alpha", "shift"), {"alpha": (), "shift": (), **C}, masked=False),
     Row("ScaleNorm", plain(jn.scale_norm), {"scale": ()}, masked=False),
     Row("GatedRMSNorm", plain(jn.gated_rms_norm), {"scale": (4,)}, conditions=(draw((6, 5, 4), seed=1),)),
+    Row("PartialRMSNorm", plain(jn.partial_rms_norm, num_features=2), {"scale": (4,)}, {"fraction": 0.5}),
+    Row(
+        "QKNorm",
+        plain(jn.qk_norm, norm=jn.layer_norm),
+        {"query_scale": (4,), "key_scale": (4,)},
+        {"norm": jn.layer_norm},
+        conditions=(draw((6, 1, 4), seed=1),),  # fewer heads
+        masked=False,
+    ),
     Row(
         "FilterResponseNorm",
         plain(jn.filter_response_norm, feature_axis=1),
@@ -473,3 +482,30 @@ def test_nnx_constructors_say_what_they_miss():
     assert str(refused.value) == (
         "DynamicTanh: 4 stored features do not fit axis -1 of x, shape (2, 5); choose a layer of 5 features."
     )
+
+
+@both
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_a_part_of_the_features_is_one(api, fraction):
+    layer, x = side(api, BY_NAME["PartialRMSNorm"], fraction=fraction), draw((6, 5, 4))
+    with pytest.raises(ValueError, match="fraction") as found:
+        layer.call(layer.init(x), x)
+    assert str(found.value) == (
+        f"PartialRMSNorm: fraction={fraction} is outside (0, 1]; it is the part of the features whose mean "
+        "square is taken: choose, for example, 0.0625."
+    )
+
+
+@both
+def test_a_small_part_is_one_feature(api):
+    layer, x = side(api, BY_NAME["PartialRMSNorm"], fraction=0.0625), draw((6, 5, 4))
+    y, _ = layer.call(layer.init(x), x)
+    chex.assert_trees_all_equal(y, jn.partial_rms_norm(x, num_features=1, scale=jnp.ones(4)))
+
+
+@both
+def test_queries_and_keys_get_one_dtype(api):
+    layer, query = side(api, BY_NAME["QKNorm"], use_scale=False), draw((6, 5, 4), jnp.bfloat16)
+    (query, key), after = layer.call(layer.init(query), query, draw((6, 7, 2, 4)))
+    assert not after.get("params") and query.dtype == key.dtype == jnp.float32
+    assert key.shape == (6, 7, 2, 4)

@@ -335,6 +335,22 @@ def test_flax_s_errors_say_what_to_do(wrong):
     assert found.value.__notes__[0] == note
 
 
+def test_linen_traces_an_initializer_only_where_shapes_differ():
+    shapes = []
+
+    def ones(key, shape, dtype):
+        shapes.append(shape)
+        return jnp.ones(shape, dtype)
+
+    norm = OURS["linen"].LayerNorm(scale_init=ones)
+    variables = norm.init(jax.random.key(0), X)
+    norm.apply(variables, X)
+    assert shapes == [(4,)]
+    with pytest.raises(flax.errors.ScopeParamShapeError):
+        norm.apply(variables, draw((8, 5)))
+    assert shapes == [(4,), (5,)]
+
+
 def test_linen_of_other_channels_without_parameters():
     norm = OURS["linen"].BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
     with pytest.raises(ValueError, match="features") as found:

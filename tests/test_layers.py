@@ -82,8 +82,9 @@ def test_a_layer_is_its_function(case):
     function = {"RMSNorm": "rms_norm"}.get(case.name, case.name[:-4].lower() + "_norm")
 
     def direct(variables, x):
-        call = getattr(jn, function)
-        return call(x, **variables["params"], **case.options, dtype=jnp.float32)
+        # a layer's order: that of a program's arguments
+        own = {name: variables["params"][name] for name in ("scale", "bias") if name in variables["params"]}
+        return getattr(jn, function)(x, **own, **case.options, dtype=jnp.float32)
 
     found, expected = (str(jax.make_jaxpr(f)(variables, x)) for f in (module.apply, direct))
     assert found == expected

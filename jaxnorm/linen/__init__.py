@@ -26,6 +26,8 @@ from jaxnorm.linen._family import EvoNormS0 as EvoNormS0
 from jaxnorm.linen._family import FilterResponseNorm as FilterResponseNorm
 from jaxnorm.linen._family import GatedRMSNorm as GatedRMSNorm
 from jaxnorm.linen._family import GlobalResponseNorm as GlobalResponseNorm
+from jaxnorm.linen._family import PartialRMSNorm as PartialRMSNorm
+from jaxnorm.linen._family import QKNorm as QKNorm
 from jaxnorm.linen._family import RevIN as RevIN
 from jaxnorm.linen._family import ScaleNorm as ScaleNorm
 from jaxnorm.linen._family_batch import BatchRenorm as BatchRenorm

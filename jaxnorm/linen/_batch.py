@@ -1,7 +1,9 @@
 """Linen's batch norm."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from flax import linen as nn
 from flax.errors import FlaxError, ModifyScopeVariableError
@@ -68,34 +70,49 @@ class BatchNorm(nn.BatchNorm):
         bias: Array | None = None,
         update_stats: bool | None = None,
     ) -> Array:
-        with _advice(ValueError, _MODE):
-            use_running_average = nn.merge_param(
-                "use_running_average", self.use_running_average, use_running_average
-            )
         own = own_parameters(self, x, self.axis, scale=scale, bias=bias)
-        initial = state.initial_stats(
-            self, layers.feature_shape(self, x, self.axis), layers.mean_dtype(x, own["dtype"])
+        norm = partial(state.batch_norm, self, x, mask, weights, **own)
+
+        def initial() -> dict[str, Array]:
+            shape = layers.feature_shape(self, x, self.axis)
+            return state.initial_stats(shape, layers.mean_dtype(x, own["dtype"]))
+
+        return remembered(self, norm, state.names(self), initial, use_running_average, update_stats)
+
+
+def remembered(
+    layer: Any,
+    norm: Callable[..., tuple[Array, Any]],
+    names: list[str],
+    initial: Callable[[], dict[str, Array]],
+    use_running_average: bool | None,
+    update_stats: bool | None,
+) -> Array:
+    """y by `norm`, of the statistics that the collection holds by these names, and keeps updated."""
+    with _advice(ValueError, _MODE):
+        use_running_average = nn.merge_param(
+            "use_running_average", layer.use_running_average, use_running_average
         )
-        if self.has_variable("batch_stats", "mean") and not self.has_variable("batch_stats", "weight"):
-            initial.pop("weight", None)  # a checkpoint of Flax, whose average has all its weight
-        with _advice(FlaxError, _COLLECTION):
-            kept = {name: self.variable("batch_stats", name, start) for name, start in initial.items()}
-        y, new = state.batch_norm(
-            self,
-            x,
-            mask,
-            weights,
-            stats={name: variable.value for name, variable in kept.items()},
-            use_running_average=use_running_average,
-            update_stats=self.update_stats if update_stats is None else update_stats,
-            frozen=self.has_variable("batch_stats", "frozen"),
-            initializing=self.is_initializing(),
-            **own,
-        )
-        with _advice(ModifyScopeVariableError, _MUTABLE):
-            for name, value in new.items():
-                kept[name].value = value
-        return y
+    if layer.has_variable("batch_stats", "mean") and not layer.has_variable("batch_stats", "weight"):
+        # a checkpoint of Flax, whose average has all its weight
+        names = [name for name in names if name != "weight"]
+    with _advice(FlaxError, _COLLECTION):
+        kept = {
+            name: layer.variable("batch_stats", name, lambda name=name: initial()[name]) for name in names
+        }
+    y, new = state.remembered(
+        layer,
+        norm,
+        {name: variable.value for name, variable in kept.items()},
+        use_running_average=use_running_average,
+        update_stats=update_stats,
+        frozen=layer.has_variable("batch_stats", "frozen"),
+        initializing=layer.is_initializing(),
+    )
+    with _advice(ModifyScopeVariableError, _MUTABLE):
+        for name, value in new.items():
+            kept[name].value = value
+    return y
 
 
 @contextmanager

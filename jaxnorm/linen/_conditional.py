@@ -11,7 +11,7 @@ from jaxnorm import _family_state_layers as state
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _layers as layers
 from jaxnorm.linen._family import own_parameters
-from jaxnorm.linen._family_batch import Remembering, remembered
+from jaxnorm.linen._family_batch import Remembering, remembering
 
 
 def _projected(layer: Any, x: Array, condition: Array) -> dict[str, Any]:
@@ -140,4 +140,4 @@ class SPADE(state.SPADE, Remembering):
         )
         hidden = self.activation(conv(self.hidden, name="shared")(self.resized(x, **conditions)))
         maps = self.split(conv(self.width(size), name="projection")(hidden))
-        return remembered(self, x, {}, **{**maps, **options})
+        return remembering(self, x, {}, **{**maps, **options})

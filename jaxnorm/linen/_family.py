@@ -9,13 +9,14 @@ from jaxnorm import _family_layers as family
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _layers as layers
 from jaxnorm._moments import Moments
+from jaxnorm.linen._parameters import parameter
 
 
 def own_parameters(layer: Any, x: Array, **overrides: Any) -> dict[str, Any]:
     """The parameters that the layer's class names, the dtype that they give y, and the devices."""
     features = layers.feature_shape(layer, x, layer.features)
     stored = {
-        name: layer.param(name, layer.initializer(name, features), shape, layer.param_dtype)
+        name: parameter(layer, name, layer.initializer(name, features), shape)
         for name, shape in layer.shapes(features).items()
     }
     return parts.own(layer, x, stored, initializing=layer.is_initializing(), **overrides)
@@ -103,6 +104,44 @@ class GatedRMSNorm(family.GatedRMSNorm, nn.Module):
         self, x: Array, gate: Array, *, mask: Array | None = None, weights: Array | None = None
     ) -> Array:
         return self.normalize(x, mask, weights, gate=gate, **own_parameters(self, x))
+
+
+class PartialRMSNorm(family.PartialRMSNorm, _Measured):
+    """Partial RMS norm: y = x / sqrt(mean(|x[:k]|^2) + epsilon) * scale, by the first k features alone.
+
+    k is `fraction` of the features, by default the paper's 6.25 %, rounded, and at least 1.
+
+    Zhang and Sennrich, 2019, arXiv:1910.07467.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> x = jnp.asarray([2.0, 2.0, 5.0, 4.0])
+    >>> y, variables = jn.PartialRMSNorm(fraction=0.5).init_with_output(jax.random.key(0), x)
+    >>> print(y.round(3))
+    [1.  1.  2.5 2. ]
+    """
+
+
+class QKNorm(family.QKNorm, nn.Module):
+    """QK norm: norm(query) * query_scale and norm(key) * key_scale, over the features of a head.
+
+    It is called with queries and keys, [..., heads, features], of as many heads each as they have, and
+    returns both, of one dtype. `norm` is `jaxnorm.rms_norm`, as in OLMo 2 and Qwen3, or `jaxnorm.layer_norm`,
+    as in ViT-22B. The scales, one value a feature, serve all heads; without them: `use_scale=False`.
+
+    Henry et al., 2020, arXiv:2010.04245; Dehghani et al., 2023, arXiv:2302.05442.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> query, key = jnp.asarray([[1.0, 7.0], [7.0, 1.0]]), jnp.asarray([[3.0, 3.0]])
+    >>> (query, key), variables = jn.QKNorm().init_with_output(jax.random.key(0), query, key)
+    >>> print(query.round(3).tolist(), key)
+    [[0.2, 1.4], [1.4, 0.2]] [[1. 1.]]
+    """
+
+    @nn.compact
+    def __call__(self, query: Array, key: Array) -> tuple[Array, Array]:
+        return self.normalize(query, key=key, **own_parameters(self, query))
 
 
 class FilterResponseNorm(family.FilterResponseNorm, _Measured):

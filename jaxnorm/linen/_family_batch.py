@@ -1,18 +1,19 @@
 """Linen layers of the family that remember: batch norm's relatives."""
 
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
-from flax.errors import FlaxError, ModifyScopeVariableError
 from jax import Array
 
-from jaxnorm import _family_state_layers as state
+from jaxnorm import _family_state_layers as family
 from jaxnorm import _layers as layers
-from jaxnorm.linen._batch import _COLLECTION, _MODE, _MUTABLE, BatchNorm, _advice
+from jaxnorm import _state_layers as state
+from jaxnorm.linen._batch import BatchNorm, remembered
 from jaxnorm.linen._family import own_parameters
 
 
-def remembered(
+def remembering(
     layer: Any,
     x: Array,
     conditions: dict[str, Any],
@@ -24,44 +25,26 @@ def remembered(
     bias: Array | None = None,
     update_stats: bool | None = None,
 ) -> Array:
-    with _advice(ValueError, _MODE):
-        use_running_average = nn.merge_param(
-            "use_running_average", layer.use_running_average, use_running_average
-        )
+    """The call of a layer, as `BatchNorm` has it, under conditions."""
     own = own_parameters(layer, x, scale=scale, bias=bias)
-    features = layers.feature_shape(layer, x, layer.features)
-    initial = layer.initial(features, layers.mean_dtype(x, own["dtype"]))
-    if layer.has_variable("batch_stats", "mean") and not layer.has_variable("batch_stats", "weight"):
-        initial.pop("weight", None)  # a checkpoint of Flax, whose average has all its weight
-    with _advice(FlaxError, _COLLECTION):
-        kept = {name: layer.variable("batch_stats", name, start) for name, start in initial.items()}
-    y, new = state.remembered(
-        layer,
-        x,
-        mask,
-        weights,
-        kept={name: variable.value for name, variable in kept.items()},
-        use_running_average=use_running_average,
-        update_stats=layer.update_stats if update_stats is None else update_stats,
-        frozen=layer.has_variable("batch_stats", "frozen"),
-        initializing=layer.is_initializing(),
-        **own,
-        **conditions,
-    )
-    with _advice(ModifyScopeVariableError, _MUTABLE):
-        for name, value in new.items():
-            kept[name].value = value
-    return y
+    norm = partial(layer.remember, x, mask, weights, **own, **conditions)
+
+    def initial() -> dict[str, Array]:
+        shape = layers.feature_shape(layer, x, layer.features)
+        return layer.initial(shape, layers.mean_dtype(x, own["dtype"]))
+
+    names = state.names(layer, layer.scheduled)
+    return remembered(layer, norm, names, initial, use_running_average, update_stats)
 
 
-class Remembering(state.Remembering, BatchNorm):
+class Remembering(family.Remembering, BatchNorm):
     @nn.compact
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
         conditions, options = self.called(*args, **options)
-        return remembered(self, x, conditions, **options)
+        return remembering(self, x, conditions, **options)
 
 
-class BatchRenorm(state.BatchRenorm, Remembering):
+class BatchRenorm(family.BatchRenorm, Remembering):
     """Batch renorm: batch norm whose training agrees with its evaluation, in small batches too.
 
     y = ((x - mean) / sigma * r + d) * scale + bias, where r and d, limited by `r_max` and `d_max`, lead from
@@ -81,7 +64,7 @@ class BatchRenorm(state.BatchRenorm, Remembering):
     """
 
 
-class GhostBatchNorm(state.GhostBatchNorm, Remembering):
+class GhostBatchNorm(family.GhostBatchNorm, Remembering):
     """Ghost batch norm: each of `num_ghosts` contiguous parts of the batch by its own statistics.
 
     The stored ones are those of the whole batch. All else is as in `BatchNorm`.
@@ -99,7 +82,7 @@ class GhostBatchNorm(state.GhostBatchNorm, Remembering):
     """
 
 
-class DomainBatchNorm(state.DomainBatchNorm, Remembering):
+class DomainBatchNorm(family.DomainBatchNorm, Remembering):
     """Batch norm with statistics for each of `num_domains`, and one scale and bias for all.
 
     It is called with x, of one domain, and the domain, an integer, also traced; the others' statistics stay
@@ -118,7 +101,7 @@ class DomainBatchNorm(state.DomainBatchNorm, Remembering):
     """
 
 
-class RecurrentBatchNorm(state.RecurrentBatchNorm, Remembering):
+class RecurrentBatchNorm(family.RecurrentBatchNorm, Remembering):
     """Recurrent batch norm: statistics for each of `max_length` time steps, and one scale and bias.
 
     It is called with x, of one time step, and the time, an integer, also traced; later steps share the last
@@ -138,7 +121,7 @@ class RecurrentBatchNorm(state.RecurrentBatchNorm, Remembering):
     """
 
 
-class EvoNormB0(state.EvoNormB0, Remembering):
+class EvoNormB0(family.EvoNormB0, Remembering):
     """EvoNorm B0: y = x / max(sigma, slope * x + sigma') * scale + bias, its own activation.
 
     sigma is the batch's deviation, or the stored one, sigma' the instance's. All else is as in `BatchNorm`.
@@ -156,7 +139,7 @@ class EvoNormB0(state.EvoNormB0, Remembering):
     """
 
 
-class SwitchableNorm(state.SwitchableNorm, Remembering):
+class SwitchableNorm(family.SwitchableNorm, Remembering):
     """Switchable norm: a learned mixture of the moments of instance, layer and batch norm.
 
     Its shares are the softmaxes of `mean_logits` and `var_logits`, three numbers each. All else is as in
@@ -175,7 +158,7 @@ class SwitchableNorm(state.SwitchableNorm, Remembering):
     """
 
 
-class InputNorm(state.InputNorm, Remembering):
+class InputNorm(family.InputNorm, Remembering):
     """Running input norm: observations by the moments of all that were seen, y within +-`clip`.
 
     The statistics are the exact ones of all batches together, with `momentum` a moving average; training
@@ -194,7 +177,7 @@ class InputNorm(state.InputNorm, Remembering):
     """
 
 
-class DecorrelatedBatchNorm(state.DecorrelatedBatchNorm, Remembering):
+class DecorrelatedBatchNorm(family.DecorrelatedBatchNorm, Remembering):
     """Decorrelated batch norm: y = (cov + epsilon * 1)^(-1/2) (x - mean) * scale + bias.
 
     The features of each group of `group_size`, by default all, are uncorrelated and of variance 1; `var`
@@ -213,7 +196,7 @@ class DecorrelatedBatchNorm(state.DecorrelatedBatchNorm, Remembering):
     """
 
 
-class IterNorm(state.IterNorm, Remembering):
+class IterNorm(family.IterNorm, Remembering):
     """IterNorm: decorrelated batch norm, whose root is taken by `iterations` of Newton's method.
 
     Matrix products alone; the fewer they are, the less y is whitened. All else is as in `BatchNorm`.

@@ -24,6 +24,8 @@ _OWN = {
     "learned_epsilon",
     "mean_logits",
     "var_logits",
+    "query_scale",
+    "key_scale",
 }
 
 

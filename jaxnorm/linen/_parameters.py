@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flax.core import meta
 from flax.errors import ScopeParamShapeError
 from jax import Array
 
@@ -14,10 +15,7 @@ def own_parameters(layer: Any, x: Array, axes: layers.Axes, **overrides: Array |
     # in Flax's order, so that random initializers draw what they draw there
     names = [name for name in ("scale", "bias") if getattr(layer, f"use_{name}", False)]
     try:
-        parameters = {
-            name: layer.param(name, layers.initializer(layer, name), shape, layer.param_dtype)
-            for name in names
-        }
+        parameters = {name: parameter(layer, name, layers.initializer(layer, name), shape) for name in names}
     except ScopeParamShapeError as error:
         stored = layer.get_variable("params", names[0])
         error.add_note(layers.misfit(layer, x, axes, stored.size))
@@ -28,3 +26,12 @@ def own_parameters(layer: Any, x: Array, axes: layers.Axes, **overrides: Array |
         "dtype": layers.result_dtype(layer, x, *parameters.values()),
         **({} if layer.is_initializing() else layers.devices(layer)),
     }
+
+
+def parameter(layer: Any, name: str, initializer: Any, shape: tuple[int, ...]) -> Array:
+    """`layer.param`, which traces the initializer at every call for its shape, where that is not known."""
+    if layer.has_variable("params", name):
+        value = meta.unbox(layer.get_variable("params", name))
+        if value.shape == shape:
+            return value
+    return layer.param(name, initializer, shape, layer.param_dtype)

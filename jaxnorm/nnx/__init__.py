@@ -28,6 +28,8 @@ from jaxnorm.nnx._family import EvoNormS0 as EvoNormS0
 from jaxnorm.nnx._family import FilterResponseNorm as FilterResponseNorm
 from jaxnorm.nnx._family import GatedRMSNorm as GatedRMSNorm
 from jaxnorm.nnx._family import GlobalResponseNorm as GlobalResponseNorm
+from jaxnorm.nnx._family import PartialRMSNorm as PartialRMSNorm
+from jaxnorm.nnx._family import QKNorm as QKNorm
 from jaxnorm.nnx._family import RevIN as RevIN
 from jaxnorm.nnx._family import ScaleNorm as ScaleNorm
 from jaxnorm.nnx._family_batch import BatchRenorm as BatchRenorm

@@ -1,8 +1,8 @@
 """Nnx's batch norm."""
 
-import functools
 import inspect
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
     if all(p.kind is not p.VAR_KEYWORD for p in parameters):
         return set_view
 
-    @functools.wraps(set_view)
+    @wraps(set_view)
     def giving_back(
         self: Any, use_running_average: bool | None = None, update_stats: bool | None = None, **others: Any
     ) -> dict[str, Any]:
@@ -70,9 +70,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(*args, **options)
         self.update_stats, self.debias, self.unbiased = update_stats, debias, unbiased
         self.frozen = False
-        dtype = layers.mean_dtype(jnp.float32, self.dtype, self.param_dtype)
-        for name, start in state.initial_stats(self, self.mean.shape, dtype).items():
-            setattr(self, name, nnx.BatchStat(start()))
+        keep(self, state.names(self), partial(state.initial_stats, self.mean.shape))
 
     def __call__(
         self,
@@ -85,29 +83,10 @@ class BatchNorm(nnx.BatchNorm):
         bias: Array | None = None,
         update_stats: bool | None = None,
     ) -> Array:
-        if use_running_average is None:
-            use_running_average = self.use_running_average
-        if use_running_average is None:
-            raise ValueError(
-                "BatchNorm: No `use_running_average` argument was provided to BatchNorm. Pass it to the "
-                "constructor or to the call, or set it with train(), eval() or nnx.view."
-            )
-        kept = {name: getattr(self, name) for name in state.initial_stats(self, self.mean.shape, jnp.float32)}
-        stats = {name: variable[...] for name, variable in kept.items()}
-        y, new = state.batch_norm(
-            self,
-            x,
-            mask,
-            weights,
-            stats=stats,
-            use_running_average=use_running_average,
-            update_stats=self.update_stats if update_stats is None else update_stats,
-            frozen=self.frozen,
-            **own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias),
-        )
-        for name, value in new.items():
-            kept[name].set_value(value)
-        return y
+        stats = {name: getattr(self, name)[...] for name in state.names(self)}
+        own = own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias)
+        norm = partial(state.batch_norm, self, x, mask, weights, **own)
+        return remembered(self, norm, stats, use_running_average, update_stats)
 
     @_as_flax_calls_it
     def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
@@ -120,3 +99,39 @@ class BatchNorm(nnx.BatchNorm):
         super().set_view(use_running_average)
         if update_stats is not None:
             self.update_stats = update_stats
+
+
+def keep(layer: Any, names: list[str], initial: Callable[[Any], dict[str, Array]]) -> None:
+    """Makes the variables of these names. A mean is complex if y or a parameter may be."""
+    start = initial(layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype))
+    for name in names:
+        setattr(layer, name, nnx.BatchStat(start[name]))
+
+
+def remembered(
+    layer: Any,
+    norm: Callable[..., tuple[Array, Any]],
+    stats: dict[str, Array],
+    use_running_average: bool | None,
+    update_stats: bool | None,
+) -> Array:
+    """y by `norm`, of the layer's statistics, which are kept updated."""
+    if use_running_average is None:
+        use_running_average = layer.use_running_average
+    if use_running_average is None:
+        name = type(layer).__name__
+        raise ValueError(
+            f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
+            "constructor or to the call, or set it with train(), eval() or nnx.view."
+        )
+    y, new = state.remembered(
+        layer,
+        norm,
+        stats,
+        use_running_average=use_running_average,
+        update_stats=update_stats,
+        frozen=layer.frozen,
+    )
+    for name, value in new.items():
+        getattr(layer, name).set_value(value)
+    return y

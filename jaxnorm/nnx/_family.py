@@ -127,6 +127,44 @@ class GatedRMSNorm(Layer, family.GatedRMSNorm):
         return self.normalize(x, mask, weights, gate=gate, **own_parameters(self, x))
 
 
+class PartialRMSNorm(_Measured, family.PartialRMSNorm):
+    """Partial RMS norm: y = x / sqrt(mean(|x[:k]|^2) + epsilon) * scale, by the first k features alone.
+
+    k is `fraction` of the features, by default the paper's 6.25 %, rounded, and at least 1.
+
+    Zhang and Sennrich, 2019, arXiv:1910.07467.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxnorm import nnx as jn
+    >>> norm = jn.PartialRMSNorm(4, fraction=0.5, rngs=nnx.Rngs(0))
+    >>> print(norm(jnp.asarray([2.0, 2.0, 5.0, 4.0])).round(3))
+    [1.  1.  2.5 2. ]
+    """
+
+
+class QKNorm(Layer, family.QKNorm):
+    """QK norm: norm(query) * query_scale and norm(key) * key_scale, over the features of a head.
+
+    It is called with queries and keys, [..., heads, features], of as many heads each as they have, and
+    returns both, of one dtype. `norm` is `jaxnorm.rms_norm`, as in OLMo 2 and Qwen3, or `jaxnorm.layer_norm`,
+    as in ViT-22B. The scales, one value a feature, serve all heads; without them: `use_scale=False`.
+
+    Henry et al., 2020, arXiv:2010.04245; Dehghani et al., 2023, arXiv:2302.05442.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxnorm import nnx as jn
+    >>> query, key = jnp.asarray([[1.0, 7.0], [7.0, 1.0]]), jnp.asarray([[3.0, 3.0]])
+    >>> query, key = jn.QKNorm(2, rngs=nnx.Rngs(0))(query, key)
+    >>> print(query.round(3).tolist(), key)
+    [[0.2, 1.4], [1.4, 0.2]] [[1. 1.]]
+    """
+
+    def __call__(self, query: Array, key: Array) -> tuple[Array, Array]:
+        return self.normalize(query, key=key, **own_parameters(self, query))
+
+
 class FilterResponseNorm(_Measured, family.FilterResponseNorm):
     """Filter response norm: y = max(x / sqrt(mean |x|^2 + epsilon) * scale + bias, threshold).
 

@@ -2,20 +2,20 @@
 
 import dataclasses
 import inspect
+from functools import partial
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxnorm import _family_state_layers as state
+from jaxnorm import _family_state_layers as family
 from jaxnorm import _layer_parts as parts
-from jaxnorm import _layers as layers
-from jaxnorm.nnx._batch import BatchNorm
+from jaxnorm import _state_layers as state
+from jaxnorm.nnx._batch import BatchNorm, keep, remembered
 from jaxnorm.nnx._family import create_parameters, own_parameters
 
 
-def remembered(
+def remembering(
     layer: Any,
     x: Array,
     conditions: dict[str, Any],
@@ -27,32 +27,14 @@ def remembered(
     bias: Array | None = None,
     update_stats: bool | None = None,
 ) -> Array:
-    if use_running_average is None:
-        use_running_average = layer.use_running_average
-    if use_running_average is None:
-        raise ValueError(
-            f"{type(layer).__name__}: No `use_running_average` argument was provided. Pass it to the "
-            "constructor or to the call, or set it with train(), eval() or nnx.view."
-        )
-    kept = {name: getattr(layer, name) for name in layer.initial((layer.num_features,), jnp.float32)}
-    y, new = state.remembered(
-        layer,
-        x,
-        mask,
-        weights,
-        kept={name: variable[...] for name, variable in kept.items()},
-        use_running_average=use_running_average,
-        update_stats=layer.update_stats if update_stats is None else update_stats,
-        frozen=layer.frozen,
-        **own_parameters(layer, x, scale=scale, bias=bias),
-        **conditions,
-    )
-    for name, value in new.items():
-        kept[name].set_value(value)
-    return y
+    """The call of a layer, as `BatchNorm` has it, under conditions."""
+    stats = {name: getattr(layer, name)[...] for name in state.names(layer, layer.scheduled)}
+    own = own_parameters(layer, x, scale=scale, bias=bias)
+    norm = partial(layer.remember, x, mask, weights, **own, **conditions)
+    return remembered(layer, norm, stats, use_running_average, update_stats)
 
 
-class Remembering(state.Remembering, BatchNorm):
+class Remembering(family.Remembering, BatchNorm):
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -66,17 +48,15 @@ class Remembering(state.Remembering, BatchNorm):
         super().__init__(**{**theirs, "use_scale": False, "use_bias": False})
         for field in dataclasses.fields(type(self)):
             setattr(self, field.name, values[field.name])
-        dtype = layers.mean_dtype(jnp.float32, self.dtype, self.param_dtype)
-        for name, start in self.initial((num_features,), dtype).items():
-            setattr(self, name, nnx.BatchStat(start()))
+        keep(self, state.names(self, self.scheduled), partial(self.initial, (num_features,)))
         create_parameters(self, num_features, rngs)
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
         conditions, options = self.called(*args, **options)
-        return remembered(self, x, conditions, **options)
+        return remembering(self, x, conditions, **options)
 
 
-class BatchRenorm(Remembering, state.BatchRenorm):
+class BatchRenorm(Remembering, family.BatchRenorm):
     """Batch renorm: batch norm whose training agrees with its evaluation, in small batches too.
 
     y = ((x - mean) / sigma * r + d) * scale + bias, where r and d, limited by `r_max` and `d_max`, lead from
@@ -96,7 +76,7 @@ class BatchRenorm(Remembering, state.BatchRenorm):
     """
 
 
-class GhostBatchNorm(Remembering, state.GhostBatchNorm):
+class GhostBatchNorm(Remembering, family.GhostBatchNorm):
     """Ghost batch norm: each of `num_ghosts` contiguous parts of the batch by its own statistics.
 
     The stored ones are those of the whole batch. All else is as in `BatchNorm`.
@@ -114,7 +94,7 @@ class GhostBatchNorm(Remembering, state.GhostBatchNorm):
     """
 
 
-class DomainBatchNorm(Remembering, state.DomainBatchNorm):
+class DomainBatchNorm(Remembering, family.DomainBatchNorm):
     """Batch norm with statistics for each of `num_domains`, and one scale and bias for all.
 
     It is called with x, of one domain, and the domain, an integer, also traced; the others' statistics stay
@@ -133,7 +113,7 @@ class DomainBatchNorm(Remembering, state.DomainBatchNorm):
     """
 
 
-class RecurrentBatchNorm(Remembering, state.RecurrentBatchNorm):
+class RecurrentBatchNorm(Remembering, family.RecurrentBatchNorm):
     """Recurrent batch norm: statistics for each of `max_length` time steps, and one scale and bias.
 
     It is called with x, of one time step, and the time, an integer, also traced; later steps share the last
@@ -153,7 +133,7 @@ class RecurrentBatchNorm(Remembering, state.RecurrentBatchNorm):
     """
 
 
-class EvoNormB0(Remembering, state.EvoNormB0):
+class EvoNormB0(Remembering, family.EvoNormB0):
     """EvoNorm B0: y = x / max(sigma, slope * x + sigma') * scale + bias, its own activation.
 
     sigma is the batch's deviation, or the stored one, sigma' the instance's. All else is as in `BatchNorm`.
@@ -171,7 +151,7 @@ class EvoNormB0(Remembering, state.EvoNormB0):
     """
 
 
-class SwitchableNorm(Remembering, state.SwitchableNorm):
+class SwitchableNorm(Remembering, family.SwitchableNorm):
     """Switchable norm: a learned mixture of the moments of instance, layer and batch norm.
 
     Its shares are the softmaxes of `mean_logits` and `var_logits`, three numbers each. All else is as in
@@ -190,7 +170,7 @@ class SwitchableNorm(Remembering, state.SwitchableNorm):
     """
 
 
-class InputNorm(Remembering, state.InputNorm):
+class InputNorm(Remembering, family.InputNorm):
     """Running input norm: observations by the moments of all that were seen, y within +-`clip`.
 
     The statistics are the exact ones of all batches together, with `momentum` a moving average; training
@@ -209,7 +189,7 @@ class InputNorm(Remembering, state.InputNorm):
     """
 
 
-class DecorrelatedBatchNorm(Remembering, state.DecorrelatedBatchNorm):
+class DecorrelatedBatchNorm(Remembering, family.DecorrelatedBatchNorm):
     """Decorrelated batch norm: y = (cov + epsilon * 1)^(-1/2) (x - mean) * scale + bias.
 
     The features of each group of `group_size`, by default all, are uncorrelated and of variance 1; `var`
@@ -228,7 +208,7 @@ class DecorrelatedBatchNorm(Remembering, state.DecorrelatedBatchNorm):
     """
 
 
-class IterNorm(Remembering, state.IterNorm):
+class IterNorm(Remembering, family.IterNorm):
     """IterNorm: decorrelated batch norm, whose root is taken by `iterations` of Newton's method.
 
     Matrix products alone; the fewer they are, the less y is whitened. All else is as in `BatchNorm`.
