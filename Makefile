@@ -4,8 +4,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 AOT := $(VENV)-aot
+PEERS := $(VENV)-peers
 
-.PHONY: demo demo-short test smoke lint format aot
+.PHONY: demo demo-short test smoke lint format aot peers
 
 demo: $(READY)
 	@$(RUN) examples/digits.py --norm batch
@@ -37,6 +38,16 @@ $(AOT)/.ready: pyproject.toml
 	@echo "Setting up $(AOT): compilers for H100 and TPU v5e, wheels of some 200 MB each"
 	@$(PYTHON) -m venv $(AOT)
 	@$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[aot,examples,test]'
+	@touch $@
+
+# That other people's code says the same.
+peers: $(PEERS)/.ready
+	@JAX_PLATFORMS=cpu $(PEERS)/bin/python -m pytest -n 2 $(wildcard tests/test_peers*.py)
+
+$(PEERS)/.ready: pyproject.toml
+	@echo "Setting up $(PEERS): PyTorch, Keras, Haiku and others, some 2 GB"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peers,test]'
 	@touch $@
 
 $(READY): pyproject.toml
