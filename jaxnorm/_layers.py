@@ -172,7 +172,7 @@ def call(
 ) -> Any:
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # it meets complex parameters
-    return function(x, epsilon=layer.epsilon, where=_where(mask, weights), **options)
+    return function(x, epsilon=layer.epsilon, where=where(mask, weights), **options)
 
 
 def _is_complex(dtype: DTypeLike | None) -> bool:
@@ -184,7 +184,7 @@ def widen(value: Array) -> Array:
     return value.astype(mean_dtype(value))
 
 
-def _where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None:
+def where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None:
     """Flax's mask counts as bool; weights are real; a masked place has no weight."""
     if mask is None:
         return weights

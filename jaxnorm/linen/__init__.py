@@ -46,5 +46,6 @@ from jaxnorm.linen._norms import GroupNorm as GroupNorm
 from jaxnorm.linen._norms import InstanceNorm as InstanceNorm
 from jaxnorm.linen._norms import LayerNorm as LayerNorm
 from jaxnorm.linen._norms import RMSNorm as RMSNorm
+from jaxnorm.linen._pop_art import PopArt as PopArt
 from jaxnorm.linen._weights import SpectralNorm as SpectralNorm
 from jaxnorm.linen._weights import WeightNorm as WeightNorm

@@ -48,5 +48,6 @@ from jaxnorm.nnx._norms import GroupNorm as GroupNorm
 from jaxnorm.nnx._norms import InstanceNorm as InstanceNorm
 from jaxnorm.nnx._norms import LayerNorm as LayerNorm
 from jaxnorm.nnx._norms import RMSNorm as RMSNorm
+from jaxnorm.nnx._pop_art import PopArt as PopArt
 from jaxnorm.nnx._weights import SpectralNorm as SpectralNorm
 from jaxnorm.nnx._weights import WeightNorm as WeightNorm

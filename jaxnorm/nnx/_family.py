@@ -28,13 +28,17 @@ def create_parameters(layer: Any, num_features: int, rngs: nnx.Rngs) -> None:
         setattr(layer, name, nnx.Param(start(rngs.params(), shape, layer.param_dtype)))
 
 
-class Layer(parts.Layer, nnx.Module):
+class Described(nnx.Module):
+    """Shows its fields among the arguments of its constructor."""
+
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.__signature__ = parts.signature(cls, cls.__init__)
 
+
+class Layer(parts.Layer, Described):
     def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
         for name, value in parts.settings(type(self), **options).items():
             setattr(self, name, value)
