@@ -47,21 +47,22 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     _check_states("ema", old, new)
     was, now = cast(Any, old), cast(Any, new)
     before, seen = jnp.asarray(was.weight), jnp.asarray(now.weight)
-    gain = jnp.where(seen > 0, 1 - jnp.asarray(decay, before.dtype), jnp.zeros((), before.dtype))
-    weight = before + gain * (1 - before)
-    step = gain / jnp.where(weight > 0, weight, jnp.ones_like(weight))
+    part = 1 - jnp.asarray(decay, before.dtype)
+    full = before + part * (1 - before)
+    step = part / jnp.where(full > 0, full, jnp.ones_like(full))
+    taken = (seen > 0) & (part > 0)
 
     def average(v: Array, n: Array) -> Array:
         """v + step * (n - v); where all or nothing is taken, exactly."""
         v = jnp.asarray(v)
         n = jnp.asarray(n).astype(v.dtype)
-        known, part = _beside(before > 0, v), _beside(step, v).astype(v.dtype)
+        known, share = _beside(before > 0, v), _beside(step, v).astype(v.dtype)
         start = jnp.where(known, v, jnp.zeros_like(v))
-        mixed = jnp.where(part >= 1, n, start + part * (n - start))
-        return jnp.where(_beside(gain > 0, v), mixed, v)
+        mixed = jnp.where(share >= 1, n, start + share * (n - start))
+        return jnp.where(_beside(taken, v), mixed, v)
 
     mixed = {f: average(getattr(was, f), getattr(now, f)) for f in was._fields if f != "weight"}
-    return was._replace(weight=weight, **mixed)
+    return was._replace(weight=jnp.where(taken, full, before), **mixed)
 
 
 def _beside(weight: Array, v: Array) -> Array:

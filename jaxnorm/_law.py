@@ -15,14 +15,20 @@ class Sample(NamedTuple):
 
     mean: Array
     low: Array  # mean + low is the mean to twice the precision
-    var: Array
-    tiny: Array  # var * shrink^2: finite also where var overflows
+    var: Array  # in units of 1 / unit^2, where it does not overflow
+    unit: Array  # a power of two
+    back: Array  # 1 / unit
     weight: Array
+
+    def variance(self) -> Array:
+        """The variance of the points themselves: infinite where that overflows."""
+        # one factor at a time: the square of both may overflow
+        return self.var * self.back * self.back
 
 
 def pool(
-    pivot: Array | None,
-    unit: Array | float,
+    pivot: Array,
+    unit: float,
     a: Array,
     levels: Sequence[tuple[Array, float, Array | float]],
     average: Callable[..., Sequence[Array]],
@@ -35,23 +41,23 @@ def pool(
     of two. Each level (d, s, var_i) asks for a variance, of s * d. `average` takes the weighted averages.
     """
     offset, *seconds = average(a, *(abs2(d * s) + var for d, s, var in levels))
-    return pooled(
-        pivot, unit, offset, [(second, s) for second, (_, s, _) in zip(seconds, levels, strict=True)]
+    mean, low, variances = pooled(
+        times(pivot, unit), offset, [(second, s) for second, (_, s, _) in zip(seconds, levels, strict=True)]
     )
+    return mean / unit, low / unit, variances
 
 
 def pooled(
-    pivot: Array | None, unit: Array | float, offset: Array, seconds: Sequence[tuple[Array, float]]
+    pivot: Array | None, offset: Array, seconds: Sequence[tuple[Array, float]]
 ) -> tuple[Array, Array, list[Array]]:
     """The mean as a pair, whose sum holds it to twice the precision, and the variances."""
-    mean, low = (offset, jnp.zeros_like(offset)) if pivot is None else two_sum(times(pivot, unit), offset)
-    variances = [_less(second, abs2(offset * s)) for second, s in seconds]
-    back = 1 / unit
-    return times(mean, back), times(low, back), variances
+    mean, low = (offset, jnp.zeros_like(offset)) if pivot is None else two_sum(pivot, offset)
+    return mean, low, [variance(second, offset * s) for second, s in seconds]
 
 
-def _less(second: Array, square: Array) -> Array:
-    """second - square; 0 where it is lost in rounding, so that a constant has no variance at all."""
+def variance(second: Array, offset: Array) -> Array:
+    """E|d|^2 - |E[d]|^2; 0 where it is lost in rounding, so that a constant has no variance at all."""
+    square = abs2(offset)
     var = second - square
     return jnp.where(var <= square * 2.0**-22, jnp.zeros_like(var), var)
 
@@ -68,12 +74,22 @@ def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> S
         weight, *sums = devices.psum(names, [s.weight, *(s.weight.astype(v.dtype) * v for v in values)])
         return [weight, *(divide(v, weight) for v in sums)]
 
+    less = shrink(s.var.dtype)  # devices may differ in their units, and this suits all of them
+    var, tiny = s.variance(), s.var * jnp.square(less * s.back)
     if not centered:  # second moments about 0 average linearly
-        weight, var, tiny = averages(s.var, s.tiny)
-        return s._replace(var=var, tiny=tiny, weight=weight)
+        weight, var, tiny = averages(var, tiny)
+        return finite(s.mean, s.low, var, tiny, weight)
     weight, middle = averages(s.mean * HEADROOM)
     middle = middle / HEADROOM
     d = center(s.mean, middle, unit=HEADROOM) + s.low * HEADROOM
-    levels = [(d, 1 / HEADROOM, s.var), (d, shrink(d.dtype) / HEADROOM, s.tiny)]
-    mean, low, variances = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
-    return Sample(mean, low, variances[0], variances[1], weight)
+    levels = [(d, 1 / HEADROOM, var), (d, less / HEADROOM, tiny)]
+    mean, low, (var, tiny) = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
+    return finite(mean, low, var, tiny, weight)
+
+
+def finite(mean: Array, low: Array, var: Array, tiny: Array, weight: Array) -> Sample:
+    """The sample of this variance, which is also given as `tiny`, times the square of `shrink`."""
+    less = shrink(var.dtype)
+    large = jnp.isinf(var)
+    unit, back = (jnp.where(large, v, jnp.ones_like(var)) for v in (less, 1 / less))
+    return Sample(mean, low, jnp.where(large, tiny, var), unit, back, weight)

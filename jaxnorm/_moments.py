@@ -178,9 +178,10 @@ def combine(
     (pivot,) = average(mean)
     d = jnp.where(live, mean - pivot, jnp.zeros_like(mean))
     mean, low, (var,) = pool(pivot, 1.0, d, [(d, 1.0, var)], average)
+    one = jnp.ones_like(var)
     with devices.explained("combine", names):
-        s = across(names, Sample(mean, low, var, var, weight), centered=True, equal=False)
-    return Moments(*(jnp.squeeze(v, axes) for v in (s.mean, s.var, s.weight)))
+        s = across(names, Sample(mean, low, var, one, one, weight), centered=True, equal=False)
+    return Moments(*(jnp.squeeze(v, axes) for v in (s.mean, s.variance(), s.weight)))
 
 
 def initial_stats(

@@ -10,13 +10,12 @@ from jax.typing import DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe, one_plus, plus, times, wide
-from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
 from jaxnorm._over import Over
-from jaxnorm._passes import copies
+from jaxnorm._passes import copies, written
 from jaxnorm._rule import with_tangent
 from jaxnorm._standardize import Affine, apply, apply_tangent, gain, gain_tangent
-from jaxnorm._statistics import take, tangent, usable
+from jaxnorm._statistics import Taken, take, tangent, usable
 
 
 class Spec(NamedTuple):
@@ -40,16 +39,16 @@ def _primal(
     spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, near: Any, others: Any
 ) -> _Normalized:
     s = take(spec.over, x, where, near)
-    g = gain(s.var, epsilon, s.tiny)
+    g, var = written(gain(s.var, epsilon, s.unit)), s.variance()
     seen = None
     if where is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
         seen = s.weight > 0
         g = jnp.where(seen, g, jnp.zeros_like(g))
         seen = spec.over.per_channel(seen, x.shape)
-    r, d = _corrections(spec, s.mean, s.var, s.weight, epsilon, others)
+    r, d = _corrections(spec, s.mean + s.low, var, s.weight, epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
     y = apply(x, _affine(spec, x, s.mean, s.low, g, _scaled(r, scale)), bias, seen, spec.dtype)
-    return _Normalized(y, s.mean, s.low, s.var, g, s.weight)
+    return _Normalized(y, s.mean, s.low, var, g, s.weight)
 
 
 def _corrections(
@@ -78,10 +77,10 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         d, twice = None, None
         if dx is not None:
             d, *twice = copies(dx, 3, wide(x.dtype))
-        s = Sample(mean, low, var, var, weight)
+        s = Taken(mean, low, var, weight)
         dmean, dvar, dweight = tangent(spec.over, x, where, s, twice, dwhere)
         dgain = gain_tangent(gain, dvar)
-        r, shift = _corrections(spec, mean, var, weight, epsilon, others)
+        r, shift = _corrections(spec, mean + low, var, weight, epsilon, others)
         dbias = plus(dbias, times(dscale, shift))
         dscale = dscale if r is None else times(dscale, r)
         dy = apply_tangent(
@@ -137,4 +136,4 @@ def normalize(
     spec = Spec(Over(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)
     with devices.explained(function, names):
         out = _normalize(spec, x, *args)
-    return out.y, Moments(out.mean, out.var, out.weight)
+    return out.y, Moments(out.mean + lax.stop_gradient(out.low), out.var, out.weight)

@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe
+from jaxnorm._passes import written
 
 
 class Over(NamedTuple):
@@ -44,9 +45,8 @@ class Over(NamedTuple):
             return v
         axis, _ = self.groups
         wide = (*v.shape[: axis + 1], self._members(shape), *v.shape[axis + 1 :])
-        return jnp.broadcast_to(jnp.expand_dims(v, axis + 1), wide).reshape(
-            *v.shape[:axis], shape[axis], *v.shape[axis + 1 :]
-        )
+        repeated = jnp.broadcast_to(jnp.expand_dims(v, axis + 1), wide)
+        return written(repeated.reshape(*v.shape[:axis], shape[axis], *v.shape[axis + 1 :]))
 
     def _members(self, shape: Sequence[Any]) -> Any:
         return 1 if self.groups is None else shape[self.groups[0]] // self.groups[1]

@@ -27,11 +27,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
-_copies, _total = Primitive("jaxnorm_copies"), Primitive("jaxnorm_total")
-_copies.multiple_results = True
+from jaxnorm._arithmetic import Maybe
 
-# `solid` says what a copy of a small array is: True, written out on its way to x; False, a sum on its way
-# from x, and then its transpose is solid. None is a copy of an array as large as x.
+_copies, _total, _small = (Primitive(f"jaxnorm_{name}") for name in ("copies", "total", "small"))
+_copies.multiple_results = _small.multiple_results = True
 
 # For the tests alone, that they may run the other backends' form on a CPU.
 CPU_DIFFERS = True
@@ -48,7 +47,7 @@ def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
     if small(v):
         return [v.astype(dtype)] * n
-    return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first, solid=None)
+    return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first)
 
 
 def total(vs: Sequence[Array], dtype: DTypeLike) -> Array:
@@ -63,21 +62,27 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
     return copies(v, 1, v.dtype if dtype is None else dtype, first=number)[0]
 
 
-def written(v: Array, number: int = 1) -> Array:
-    """A small array, computed once: a loop that computed it again could round it otherwise."""
-    return _copies.bind(v, n=1, dtype=v.dtype, first=number, solid=True)[0]
+def written(v: Array) -> Array:
+    """A small array, computed once: loops that computed it again would take longer, and may round otherwise."""
+    return _small.bind(v, number=1, solid=True)[0]
 
 
-def vector(v: Array, number: int, x: Array) -> Array:
-    """A small array for the pass `number` over x, computed before the pass, not again for every element."""
-    return v if small(x) else written(v, number)
+def vectors(x: Array, number: int, *vs: Maybe) -> list[Maybe]:
+    """Small arrays for the pass `number` over x alone, computed before it, not again for every element."""
+    return _each(x, vs, number=number, solid=True)
 
 
-def summed(v: Array, number: int, x: Array) -> Array:
-    """A sum of the pass `number` over x: the transpose of `vector`, and its transpose is a vector."""
-    if small(x):
-        return v
-    return _copies.bind(v, n=1, dtype=v.dtype, first=number, solid=False)[0]
+def apart(x: Array, number: int, *vs: Maybe) -> list[Maybe]:
+    """What is written already, for the pass `number` over x alone, or sums of it: the transpose of `vectors`."""
+    return _each(x, vs, number=number, solid=False)
+
+
+def _each(x: Array, vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
+    given = [v for v in vs if v is not None]
+    if small(x) or not given:
+        return list(vs)
+    out = iter(_small.bind(*given, **how))
+    return [None if v is None else next(out) for v in vs]
 
 
 def on_cpu(cpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
@@ -90,22 +95,47 @@ def on_cpu(cpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> 
 # ---------------------------------------------------------------- lowering
 
 
-def _shared(v: Array, *, n: int, dtype: Any, first: int, solid: bool | None) -> list[Array]:
+def _shared(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
     return [v.astype(dtype)] * n
 
 
-def _apart(v: Array, *, n: int, dtype: Any, first: int, solid: bool | None) -> list[Array]:
+def _apart(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
     if not CPU_DIFFERS:
-        return _shared(v, n=n, dtype=dtype, first=first, solid=solid)
-    if solid and not jnp.issubdtype(v.dtype, jnp.complexfloating):
-        # v / 1, as a division that XLA neither simplifies nor repeats for every element of x
-        one = jnp.ones((), v.dtype)
-        v = v / lax.clamp(one, v, one)
+        return _shared(v, n=n, dtype=dtype, first=first)
     out = []
     for _ in range(first + n - 1):
         v = lax.optimization_barrier(v)
         out.append(v.astype(dtype))
     return out[first - 1 :]
+
+
+def _same(*vs: Array, number: int, solid: bool) -> list[Array]:
+    return list(vs)
+
+
+def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
+    if not CPU_DIFFERS:
+        return list(vs)
+    out = _written(vs) if solid else list(vs)
+    for _ in range(number):
+        out = [lax.optimization_barrier(v) for v in out]
+    return out
+
+
+def _written(vs: Sequence[Array]) -> list[Array]:
+    """Arrays that XLA does not compute again inside of the loops that use them; those alike, by one kernel."""
+    out = list(vs)
+    kinds = [(v.shape, v.dtype) for v in vs]
+    for kind in set(kinds):
+        alike = [i for i, k in enumerate(kinds) if k == kind]
+        if len(alike) > 1:
+            for i, row in zip(alike, jnp.stack([vs[i] for i in alike]), strict=True):
+                out[i] = row
+        elif jnp.issubdtype(kind[1], jnp.floating):
+            # a division, as it is not repeated; behind a barrier, or XLA sees what it is by
+            v, one = lax.optimization_barrier((vs[alike[0]], jnp.ones(*kind)))
+            out[alike[0]] = v / one
+    return out
 
 
 def _add(*vs: Array, dtype: Any, first: int) -> Array:
@@ -119,15 +149,23 @@ def _lower(rule: Callable[..., Any], many: bool) -> Any:
 # ---------------------------------------------------------------- derivatives: both maps are linear
 
 
-def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, first: int, solid: bool | None) -> Any:
+def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, first: int) -> Any:
     cts = [ct for ct in cts if type(ct) is not ad.Zero]
     if not cts:
         return [ad.Zero(v.aval)]
     if n == 1:
-        # what is written out on its way to x is summed on its way back, and is small already
-        flipped = None if solid is None else not solid
-        return _copies.bind(cts[0], n=1, dtype=v.aval.dtype, first=first, solid=flipped)
+        return _copies.bind(cts[0], n=1, dtype=v.aval.dtype, first=first)
     return [_total.bind(*cts, dtype=v.aval.dtype, first=first)]
+
+
+def _small_transpose(cts: Any, *vs: Any, number: int, solid: bool) -> Any:
+    given = [ct for ct in cts if type(ct) is not ad.Zero]
+    # what is small on its way to x is a sum on its way back
+    out = iter(_small.bind(*given, number=number, solid=not solid) if given else ())
+    return [
+        None if not ad.is_undefined_primal(v) else ad.Zero(v.aval) if type(ct) is ad.Zero else next(out)
+        for ct, v in zip(cts, vs, strict=True)
+    ]
 
 
 def _total_transpose(ct: Any, *vs: Any, dtype: Any, first: int) -> Any:
@@ -145,6 +183,15 @@ def _copies_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
 def _total_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
     nonzero = [t for t in tangents if type(t) is not ad.Zero]
     return _total.bind(*primals, **kw), _total.bind(*nonzero, **kw)
+
+
+def _small_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
+    out = iter(_small.bind(*(t for t in tangents if type(t) is not ad.Zero), **kw))
+    return _small.bind(*primals, **kw), [t if type(t) is ad.Zero else next(out) for t in tangents]
+
+
+def _small_batch(args: Any, dims: Any, **kw: Any) -> Any:
+    return _small.bind(*args, **kw), dims
 
 
 def _copies_batch(args: Any, dims: Any, *, n: int, **kw: Any) -> Any:
@@ -169,15 +216,22 @@ def _eager(primitive: Any) -> None:
 
 
 _copies.def_abstract_eval(lambda v, *, n, dtype, **_: [v.update(dtype=dtype, weak_type=False)] * n)
+_small.def_abstract_eval(lambda *vs, **_: list(vs))
 _total.def_abstract_eval(lambda v, *_, dtype, **__: v.update(dtype=dtype, weak_type=False))
 _eager(_copies)
+_eager(_small)
 _eager(_total)
 ad.primitive_jvps[_copies] = _copies_jvp
+ad.primitive_jvps[_small] = _small_jvp
 ad.primitive_jvps[_total] = _total_jvp
 ad.primitive_transposes[_copies] = _copies_transpose
+ad.primitive_transposes[_small] = _small_transpose
 ad.primitive_transposes[_total] = _total_transpose
 batching.primitive_batchers[_copies] = _copies_batch
+batching.primitive_batchers[_small] = _small_batch
 batching.primitive_batchers[_total] = _total_batch
 mlir.register_lowering(_copies, _lower(_shared, True))
 mlir.register_lowering(_copies, _lower(_apart, True), platform="cpu")
+mlir.register_lowering(_small, _lower(_same, True))
+mlir.register_lowering(_small, _lower(_beside, True), platform="cpu")
 mlir.register_lowering(_total, _lower(_add, False))

@@ -26,7 +26,7 @@ _RUN = 24  # the least number of elements whose mean is a pivot, where one of th
 
 
 def pivot(x: Array, over: Over) -> tuple[Array, Array]:
-    """A value near the data of each sample, and its `unit`; the reduced axes keep size 1."""
+    """A value near the data of each sample, and their size; the reduced axes keep size 1."""
 
     def reduced(reduce: Callable[..., Array], v: Array) -> Array:
         return over.per_group(reduce(v, axis=over.axes, keepdims=True), x.shape, reduce)
@@ -35,22 +35,24 @@ def pivot(x: Array, over: Over) -> tuple[Array, Array]:
     means = [reduced(jnp.mean, v * HEADROOM) / HEADROOM for v in parts]
     sizes = [reduced(jnp.max, jnp.abs(v)) for v in parts]
     if len(parts) == 1:
-        return means[0], unit(sizes[0])
+        return means[0], sizes[0]
     if jnp.iscomplexobj(x):
         middle = lax.complex(_median(*(m.real for m in means)), _median(*(m.imag for m in means)))
     else:
         middle = _median(*means)
-    return middle, unit(functools.reduce(jnp.maximum, sizes))
+    return middle, functools.reduce(jnp.maximum, sizes)
 
 
-def unit(size: Array) -> Array:
-    """A power of two that brings data of this size near 1; 1 for smaller data: rare points may be large.
+def unit(size: Array) -> tuple[Array, Array]:
+    """A power of two that brings data of this size near 1, and its inverse; 1 for smaller data: rare points
+    may be large.
 
     In such units the square of no finite number overflows that is less than 10^19 times `size`.
     """
     info = jnp.finfo(size.dtype)
     exponent = lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
-    return 1 / jnp.clip(exponent, 1, 2.0 ** (info.maxexp - 28)).astype(size.dtype)
+    back = jnp.clip(exponent, 1, 2.0 ** (info.maxexp - 28)).astype(size.dtype)
+    return 1 / back, back
 
 
 def _median(a: Array, b: Array, c: Array) -> Array:

@@ -10,10 +10,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, shrink, times, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
-from jaxnorm._passes import copies, own, total, vector
+from jaxnorm._passes import apart, copies, own, total, vectors, written
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import usable
 
@@ -21,21 +21,19 @@ from jaxnorm._statistics import usable
 class Affine(NamedTuple):
     """What meets x: y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias."""
 
-    mean: Array | None  # None: 0
+    mean: Array | None  # written; None: 0
     low: Array | None  # None: 0
     gain: Array  # rsqrt(var + epsilon) / HEADROOM
     scale: Array | None
 
 
-def gain(var: Array, epsilon: Array, tiny: Array | None = None) -> Array:
-    """rsqrt(var + epsilon) / HEADROOM; 0 where there is no spread to divide by."""
-    spread = var + epsilon.astype(var.dtype)
-    unit = jnp.full_like(var, 1 / HEADROOM)
-    if tiny is not None:
-        # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
-        large = jnp.isinf(spread)
-        spread, unit = jnp.where(large, tiny, spread), jnp.where(large, shrink(var.dtype) * unit, unit)
-    return jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) * unit)
+def gain(var: Array, epsilon: Array, unit: Array | None = None) -> Array:
+    """rsqrt(var + epsilon) / HEADROOM, of a var in `unit`s; 0 where there is no spread to divide by."""
+    least = epsilon.astype(var.dtype)
+    spread = var + (least if unit is None else least * unit * unit)
+    # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
+    size = jnp.full_like(var, 1 / HEADROOM) if unit is None else unit * (1 / HEADROOM)
+    return jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) * size)
 
 
 def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
@@ -50,18 +48,18 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
 
 def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:
     """y, in one pass over x. Where not `keep`, y is the bias."""
-    meet = partial(_meet, x, 10)
     inner, outer = _split(x, a)
     g, room = a.gain, HEADROOM
     if a.mean is None:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
-        g, room = jnp.where(low, g, g * HEADROOM), meet(jnp.where(low, HEADROOM, jnp.ones_like(g)))
+        g, room = jnp.where(low, g, g * HEADROOM), jnp.where(low, HEADROOM, jnp.ones_like(g))
     mul = times(g, inner)
     shift, late = (bias, None) if outer is None else (None, bias)
-    y = center(meet(x), meet(a.mean), keep, room) * meet(mul)
-    y = plus(y, meet(plus(shift, minus(times(a.low, mul, HEADROOM)))))
-    return (y if outer is None else plus(y * meet(outer), meet(late))).astype(dtype)
+    shift = plus(shift, minus(times(a.low, mul, HEADROOM)))
+    mean, room, mul, shift, outer, late = _meet(x, 10, a.mean, room, mul, shift, outer, late)
+    y = plus(center(_wide(x, 10), mean, keep, room) * mul, shift)
+    return (y if outer is None else plus(y * outer, late)).astype(dtype)
 
 
 def apply_tangent(
@@ -93,19 +91,22 @@ def apply_tangent(
     along, plain = devices.vary_together([along, plain], x)
 
     def centered(number: int) -> Array:
-        return center(_meet(x, number, x), _meet(x, number, a.mean))
+        return center(_wide(x, number), *_meet(x, number, a.mean))
 
     def scaled(v: Maybe, number: int) -> Maybe:
-        return v if outer is None else times(v, _meet(x, number, outer))
+        return v if outer is None else times(v, *_meet(x, number, outer))
 
+    # vectors, the tangents apart from what is known
+    (along,), (plain,) = (vectors(x, n, _widened(x, v)) for n, v in ((12, along), (13, plain)))
     parts = [
-        scaled(times(dx, _meet(x, 11, mul)), 11),
-        scaled(times(_meet(x, 12, along), centered(12)), 12),
-        scaled(_meet(x, 13, plain), 13),
+        scaled(times(dx, *_meet(x, 11, mul)), 11),
+        None if along is None else scaled(along * centered(12), 12),
+        scaled(plain, 13),
     ]
     if outer is not None:
-        hat = plus(centered(14) * _meet(x, 14, rstd), minus(_meet(x, 14, times(a.low, rstd))))
-        parts += [times(_meet(x, 14, dscale), hat), _meet(x, 15, dbias)]
+        size, low = _meet(x, 14, rstd, times(a.low, rstd))
+        hat = plus(centered(14) * size, minus(low))
+        parts += [times(hat, *_meet(x, 14, dscale)), *_meet(x, 15, dbias)]
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 
 
@@ -117,12 +118,22 @@ def _split(x: Array, a: Affine) -> tuple[Array | float, Array | None]:
     return (1.0, a.scale) if crossed else (a.scale, None)
 
 
-def _meet(x: Array, number: int, v: Maybe) -> Maybe:
-    """`v` in the dtype of the arithmetic on x, for the pass `number` over x."""
-    if v is None:
-        return None
-    dtype = wide(x.dtype)
-    return own(v, number, dtype) if v.shape == x.shape else vector(v.astype(dtype), number, x)
+def _wide(x: Array, number: int) -> Array:
+    """x, or an array of its size, in the dtype of the arithmetic on x, for the pass `number`."""
+    return own(x, number, wide(x.dtype))
+
+
+def _widened(x: Array, v: Maybe) -> Maybe:
+    return v.astype(wide(x.dtype)) if isinstance(v, Array) else v
+
+
+def _meet(x: Array, number: int, *vs: Maybe) -> list[Maybe]:
+    """What meets x in the pass `number`, in the dtype of the arithmetic on x."""
+    small = [None if not isinstance(v, Array) or v.shape == x.shape else _widened(x, v) for v in vs]
+    return [
+        _wide(v, number) if s is None and isinstance(v, Array) else v if s is None else s
+        for v, s in zip(vs, apart(x, number, *small), strict=True)
+    ]
 
 
 # ---------------------------------------------------------------- the op with given Moments
@@ -137,7 +148,7 @@ def _given(
     dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, where: Any
 ) -> _Given:
     g = gain(var, epsilon)
-    return _Given(apply(x, Affine(mean, None, g, scale), bias, None, dtype), g)
+    return _Given(apply(x, Affine(written(mean), None, g, scale), bias, None, dtype), g)
 
 
 def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:

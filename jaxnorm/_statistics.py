@@ -1,6 +1,7 @@
 """Statistics of an array, and their derivative: as accurate as two passes over x, at the price of one."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,18 +9,17 @@ from jax import Array, lax
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
-from jaxnorm._law import Sample, across
+from jaxnorm._law import Sample, across, variance
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, on_cpu, own, small, summed, vector
+from jaxnorm._passes import apart, copies, on_cpu, own, small, written
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
 from jaxnorm._sums import Points, count, fill, sum_over, weigh
 
-# The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums in which |E[d]|^2 is more
-# than 4 / 5 of E|d|^2 are retaken about a better pivot.
-_FAR = 0.8
-_TURNS = 2  # the second where the first sum has overflowed: there is no mean yet
+# The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums about 0 are retaken about
+# the mean where var is less than this part of |mean|^2.
+_FAR = 0.25
 
 
 # ---------------------------------------------------------------- the statistics
@@ -32,68 +32,91 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
     if not isinstance(n, Array) and n == 0:  # no point at all: not even a pivot
         shape = [1 if a in over.axes else s for a, s in enumerate(x.shape)]
         none = over.per_group(jnp.zeros(shape, wide(x.dtype)), x.shape)
-        s = Sample(none, none, none.real, none.real, none.real)
+        s = Sample(none, none, none.real, none.real + 1, none.real + 1, none.real)
     elif near is not None:  # common to the devices: their points are pooled as if they were one's
         pivot = near.astype(wide(x.dtype)) if over.centered else None
-        return points._replace(names=over.names).about(4, pivot, data_unit(jnp.abs(near)))
+        return points._replace(names=over.names).about(4, pivot, *data_unit(jnp.abs(near)))
     else:
-        s = on_cpu(lambda: _cheap(points), lambda: _accurate(points))
-    return across(over.names, s, centered=over.centered, equal=where is None)
+        accurate = partial(_accurate, points)
+        s = accurate() if jnp.iscomplexobj(x) else on_cpu(partial(_cheap, points), accurate)
+    if not over.names.names:
+        return s
+    s = across(over.names, s, centered=over.centered, equal=where is None)
+    return s._replace(mean=written(s.mean), low=written(s.low))
 
 
 def _accurate(points: Points) -> Sample:
     """About a pivot, in one read of x; with weights, or where x is small, in two: one finds the pivot."""
     over, x, where, *_ = points
     if where is None and not small(x):
-        middle, unit = pivot(x, over)
-        return points.about(4, middle if over.centered else None, unit)
-    wider = x.astype(wide(x.dtype))
-    weight, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
-    mean, size = (divide(v, weight) / HEADROOM for v in sums)
-    return points.about(4, mean if over.centered else None, data_unit(size))
+        middle, size = pivot(x, over)
+    else:
+        wider = x.astype(wide(x.dtype))
+        weight, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
+        middle, size = (divide(v, weight) / HEADROOM for v in sums)
+    return points.about(4, middle if over.centered else None, *data_unit(size))
 
 
 def _cheap(points: Points) -> Sample:
-    """XLA:CPU's cheapest sums, about 0; then about the mean that they gave, until they are good enough."""
-    centered = points.over.centered
-    weight, *sums = points.sums(1, None, None)
+    """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found.
 
-    def averages(total: Any, squares: Array) -> tuple[Any, Array]:
-        return None if total is None else divide(total, weight), divide(squares, weight)
+    Each kernel of a program takes some 10 ms to compile, however small: what can be is one array.
+    """
+    over, x, *_ = points
+    weight, total, first = points.sums(1, None, None)
+    large = first == jnp.inf
 
-    def poor(state: Any) -> Array:
-        turn, _, _, *sums = state
-        offset, second = averages(*sums)
-        bad = second == jnp.inf
-        return (turn < _TURNS) & jnp.any(bad | (abs2(offset) > _FAR * second) if centered else bad)
+    def units(squares: Array) -> list[Array]:
+        less = shrink(squares.dtype)
+        return [jnp.where(squares == jnp.inf, v, jnp.ones_like(squares)) for v in (less, 1 / less)]
+
+    def moments(mean: Any, back: Any, total: Any, squares: Array) -> Array:
+        """mean, what it lacks, and var in `unit`s; of sums about 0 the mean itself."""
+        if not over.centered:
+            return divide(squares, weight)[None]
+        offset = divide(total, weight)
+        low = jnp.zeros_like(offset) if mean is None else offset * back
+        return jnp.stack([offset if mean is None else mean, low, variance(divide(squares, weight), offset)])
 
     def again(state: Any) -> Any:
-        turn, pivot, unit, *sums = state
+        _, once_more, block = state
         # of this turn alone, or XLA widens x before the loop
-        x, turn = lax.optimization_barrier((points.x, turn))
-        offset, second = averages(*sums)
-        if centered:
-            mean = pivot + times(offset, 1 / unit)
-            pivot = points.usable(jnp.where(jnp.isfinite(mean), mean, pivot))
-        unit = jnp.where(second == jnp.inf, jnp.full_like(unit, shrink(unit.dtype)), unit)
-        return turn + 1, pivot, unit, *points._replace(x=x).sums(4, pivot, unit)[1:]
+        x, squares, block = lax.optimization_barrier((points.x, first, block))
+        turn, about, unit, back = points._replace(x=x), None, *units(squares)
+        if over.centered:
+            mean = block[0] + block[1]
+            about = turn.usable(jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean)))
+        return once_more, never, moments(about, back, *turn.sums(4, about, written(unit))[1:])
 
-    zero, one = jnp.zeros_like(sums[-1], wide(points.x.dtype)), jnp.ones_like(sums[-1])
-    every = devices.varying(points.x, *sums)
-    turn, pivot, unit = (devices.vary(v, every) for v in (jnp.zeros((), jnp.int32), zero, one))
-    state = turn, pivot if centered else None, unit, *sums
-    _, pivot, unit, *sums = lax.while_loop(poor, again, state)
-    return points.pooled(pivot, unit, weight, *sums)
+    block = moments(None, None, total, first)
+    poor, lost = large, jnp.zeros_like(large)
+    if over.centered:  # there is no mean yet where its sum has overflowed, too
+        poor, lost = large | (block[2] < _FAR * abs2(block[0])), large & ~jnp.isfinite(block[0])
+    either = lax.reduce((poor, lost), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(poor.ndim))
+    every = devices.varying(x, block)
+    *turns, never, block = (devices.vary(v, every) for v in (*either, jnp.asarray(False), block))
+    *_, block = lax.while_loop(lambda state: state[0], again, (*turns, block))
+    mean, low, var = block if over.centered else (*[jnp.zeros_like(block[0])] * 2, block[0])
+    return Sample(mean, low, var, *units(first), jnp.broadcast_to(jnp.asarray(weight, var.dtype), var.shape))
 
 
 # ---------------------------------------------------------------- their derivative
+
+
+class Taken(NamedTuple):
+    """The statistics that were taken: what a derivative needs of them."""
+
+    mean: Array
+    low: Array
+    var: Array
+    weight: Array
 
 
 def tangent(
     over: Over,
     x: Array,
     where: Array | None,
-    s: Sample,
+    s: Taken,
     dx: Sequence[Array] | None,
     dw: Array | None,
 ) -> tuple[Array | None, Array | None, Array | None]:
@@ -113,13 +136,12 @@ def tangent(
     first, second, dweight = [], [], []
     if dx is not None:
         a, b = (weigh(fill(v, where), where, 8) for v in dx)
-        c = center(own(x, 8, dtype), vector(mean, 8, x))
-        along_mean = summed(sum_over(over, a), 8, x)
-        along = summed(sum_over(over, dot(c, b)), 8, x) - dot(s.low, along_mean)
+        c = center(own(x, 8, dtype), *apart(x, 8, mean))
+        along_mean, along = apart(x, 8, sum_over(over, a), sum_over(over, dot(c, b)))
         first.append(along_mean)
-        second.append(2 * along)
+        second.append(2 * (along - dot(s.low, along_mean)))
     if dw is not None:
-        c = center(own(x, 9, dtype), vector(mean, 9, x)) - over.per_channel(s.low, x.shape)
+        c = center(own(x, 9, dtype), *apart(x, 9, mean)) - over.per_channel(s.low, x.shape)
         first.append(sum_over(over, dw.astype(dtype) * c))
         second.append(sum_over(over, dw.astype(s.var.dtype) * (abs2(c) - over.per_channel(s.var, x.shape))))
         dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), s.weight.shape))
@@ -138,19 +160,12 @@ def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:
 # ---------------------------------------------------------------- the op
 
 
-class _Taken(NamedTuple):
-    mean: Array
-    low: Array
-    var: Array
-    weight: Array
-
-
-def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> _Taken:
+def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> Taken:
     s = take(over, x, where, near)
-    return _Taken(s.mean, s.low, s.var, s.weight)
+    return Taken(s.mean, s.low, s.variance(), s.weight)
 
 
-def _take_tangent(over: Over, args: Any, out: _Taken) -> Any:
+def _take_tangent(over: Over, args: Any, out: Taken) -> Any:
     def linear(kept: Any, dx: Array | None, dw: Array | None, _: Any) -> Any:
         x, where, s = kept
         x = usable(x, where, s.mean)

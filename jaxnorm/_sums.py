@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, divide, minus, plus, shrink, times, wide
+from jaxnorm._arithmetic import abs2, divide, times, wide
 from jaxnorm._law import Sample, pooled
 from jaxnorm._over import Over
-from jaxnorm._passes import own, summed, vector, written
+from jaxnorm._passes import apart, own, vectors, written
 
 
 def fill(x: Array, where: Array | None, value: Array | float = 0.0, *, finite: bool = False) -> Array:
@@ -28,7 +28,7 @@ def weigh(v: Array, where: Array | None, number: int) -> Array:
     """v by weights, in the pass `number`; booleans have been used, by filling in what adds nothing."""
     if where is None or where.dtype == jnp.bool_:
         return v
-    return v * vector(where.astype(v.dtype), number, v)
+    return v * vectors(v, number, where.astype(v.dtype))[0]
 
 
 def sum_over(over: Over, v: Array) -> Array:
@@ -36,7 +36,7 @@ def sum_over(over: Over, v: Array) -> Array:
     if over.groups is None:
         return channels
     # written out, or XLA:CPU makes of the two sums one of all over x, which it is slow at
-    return over.per_group(vector(channels, 1, v), v.shape)
+    return over.per_group(*vectors(v, 1, channels), v.shape)
 
 
 def count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
@@ -70,41 +70,47 @@ class Points(NamedTuple):
 
     def sums(self, first: int, pivot: Array | None, unit: Array | None) -> tuple[Any, Any, Array]:
         """The weight, and the sums of d and |d|^2, d = unit * (x - pivot), in the passes from `first` on."""
-        over, x, dtype = self.over, self.x, wide(self.x.dtype)
+        x, dtype = self.x, wide(self.x.dtype)
+        shift = pivot if unit is None else times(pivot, unit)
 
-        def meeting(v: Any) -> Any:
-            return None if v is None else over.per_channel(vector(v, first, x), self.x.shape)
-
+        shift = None if shift is None else written(shift)
+        pivot, unit, shift = (self.over.per_channel(v, x.shape) for v in (pivot, unit, shift))
         if pivot is not None:
-            x = fill(x, self.where, meeting(pivot))
-        shift, size = meeting(pivot if unit is None else times(pivot, unit)), meeting(unit)
+            x = fill(x, self.where, *apart(x, first, pivot))
 
         def d(number: int) -> Array:
-            shifted, sized = (None if v is None else summed(v, number, x) for v in (shift, size))
-            v = own(x, number, dtype)
-            return plus(v if sized is None else times(v, sized), minus(shifted))
+            v, (size, start) = own(x, number, dtype), apart(x, number, unit, shift)
+            v = v if size is None else times(v, size)
+            return v if start is None else v - start
 
         square = abs2(d(first + 1))
-        weight, sums = self.totals(first, *([d(first), square] if over.centered else [square]))
-        return weight, sums[0] if over.centered else None, sums[-1]
+        weight, sums = self.totals(first, *([d(first), square] if self.over.centered else [square]))
+        return weight, sums[0] if self.over.centered else None, sums[-1]
 
-    def pooled(self, pivot: Any, unit: Any, weight: Any, total: Any, squares: Array) -> Sample:
-        """The sample that `sums` are of."""
-        dtype, one = wide(self.x.dtype), jnp.ones((), squares.dtype) if unit is None else unit
-        offset = jnp.zeros(squares.shape, dtype) if total is None else written(divide(total, weight))
-        mean, low, (var,) = pooled(pivot, one, offset, [(divide(squares, weight), 1.0)])
-        weight = jnp.broadcast_to(jnp.asarray(weight, var.dtype), var.shape)
-        back = 1 / one
-        # 0 apart: what XLA makes of two divisions is one by a square that underflows
-        full = jnp.where(var > 0, var * back * back, var)
-        return Sample(mean, low, full, var * jnp.square(shrink(dtype) * back), weight)
+    def sample(self, pivot: Any, unit: Any, back: Any, weight: Any, total: Any, squares: Array) -> Sample:
+        """The sample that `sums` are of; `back` is 1 / unit."""
+        one = jnp.ones((), squares.dtype)
+        offset = jnp.zeros(squares.shape, wide(self.x.dtype)) if total is None else divide(total, weight)
+        if pivot is not None:
+            offset = written(offset)  # added twice, and rounded the same way
+        mean, low, (var,) = pooled(
+            times(pivot, one if unit is None else unit), offset, [(divide(squares, weight), 1.0)]
+        )
+        if unit is not None:
+            mean, low = times(mean, back), times(low, back)
+        unit, back, weight = (
+            jnp.broadcast_to(jnp.asarray(one if v is None else v, var.dtype), var.shape)
+            for v in (unit, back, weight)
+        )
+        return Sample(mean, low, var, unit, back, weight)
 
-    def about(self, first: int, pivot: Array | None = None, unit: Array | None = None) -> Sample:
+    def about(self, first: int, pivot: Array | None, unit: Array, back: Array) -> Sample:
+        """The sample, by sums about a pivot."""
         pivot = self.usable(pivot)
-        return self.pooled(pivot, unit, *self.sums(first, pivot, unit))
+        return self.sample(pivot, unit, back, *self.sums(first, pivot, unit))
 
     def usable(self, pivot: Array | None) -> Array | None:
         """A pivot of one value for all passes, which can be filled in: in x's dtype."""
-        if pivot is None:
-            return None
-        return written(pivot if self.where is None else pivot.astype(self.x.dtype).astype(pivot.dtype))
+        if pivot is None or self.where is None:
+            return pivot
+        return written(pivot.astype(self.x.dtype).astype(pivot.dtype))
