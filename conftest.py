@@ -6,7 +6,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jaxnorm import _passes
+from jaxnorm import _forms, _statistics
 
 # The host's only: an accelerator keeps what it has, and its place as the default.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -28,10 +28,10 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["cpu form", "default form"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Small arrays as if they were large: as the CPU needs passes over them, and as other backends do."""
-    before = _passes.SMALL, _passes.CPU_DIFFERS
-    _passes.SMALL, _passes.CPU_DIFFERS = 0, request.param == "cpu form"
+    """As the CPU needs passes over x, and as other backends do, small arrays as if they were large."""
+    before = _statistics.SMALL, _forms.CPU_DIFFERS
+    _statistics.SMALL, _forms.CPU_DIFFERS = 0, request.param == "cpu form"
     jax.clear_caches()  # of what was traced in another form
     yield
-    _passes.SMALL, _passes.CPU_DIFFERS = before
+    _statistics.SMALL, _forms.CPU_DIFFERS = before
     jax.clear_caches()

@@ -9,12 +9,12 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
+from jaxnorm._affine import Affine, apply, apply_tangent, gain, gain_tangent
 from jaxnorm._arithmetic import Maybe, one_plus, plus, times, wide
 from jaxnorm._moments import Moments
 from jaxnorm._over import Over
 from jaxnorm._passes import copies, written
 from jaxnorm._rule import with_tangent
-from jaxnorm._standardize import Affine, apply, apply_tangent, gain, gain_tangent
 from jaxnorm._statistics import Taken, take, tangent, usable
 
 

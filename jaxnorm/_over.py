@@ -24,6 +24,11 @@ class Over(NamedTuple):
     centered: bool = True  # False: about 0, and var is the second moment
     groups: tuple[int, int] | None = None  # an axis, none of `axes`, and into how many groups it falls
 
+    def behind(self) -> "Over":
+        """The same of arrays with one more axis in front."""
+        groups = None if self.groups is None else (self.groups[0] + 1, self.groups[1])
+        return self._replace(axes=tuple(a + 1 for a in self.axes), groups=groups)
+
     def size(self, shape: Sequence[Any]) -> Any:
         """How many points of x, of this shape, each statistic is taken over on one device."""
         return math.prod(shape[a] for a in self.axes) * self._members(shape)

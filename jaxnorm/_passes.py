@@ -1,4 +1,4 @@
-"""Passes: where one read of x ends and the next begins. The only file that knows of backends.
+"""Passes: where one read of x ends and the next begins. What backends need; `_forms` chooses.
 
 GPU and TPU compilers fuse sibling sums into one read of x and want every shared value shared. XLA:CPU
 fuses one plain sum, or one elementwise loop, at a time and writes out whatever two of them share: a
@@ -7,6 +7,8 @@ where the passes are:
 
     copies(v, n, dtype) -> (v, ..., v)          on CPU n values that XLA cannot merge again
     total(vs, dtype)    -> v1 + ... + vn        rounded once to `dtype`
+
+and what is small and meets x is `vectors` before the pass, whose transpose are sums, `apart` after it.
 
 Everywhere else they lower to one convert and to plain adds. The choice is made while lowering, so one
 traced program serves every platform, and because the maps are linear and transpose to each other, the
@@ -17,43 +19,29 @@ XLA merges equal barriers, so what tells two copies apart is the number of barri
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jax.typing import DTypeLike
 
 from jaxnorm._arithmetic import Maybe
+from jaxnorm._forms import lowered
 
 _copies, _total, _small = (Primitive(f"jaxnorm_{name}") for name in ("copies", "total", "small"))
 _copies.multiple_results = _small.multiple_results = True
 
-# For the tests alone, that they may run the other backends' form on a CPU.
-CPU_DIFFERS = True
-
-SMALL = 100_000  # elements, below which a pass costs less than to begin one: then the CPU is no exception
-
-
-def small(x: Array) -> bool:
-    """Whether passes over x need not be told apart on any backend."""
-    return isinstance(x.size, int) and x.size <= SMALL
-
 
 def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]:
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
-    if small(v):
-        return [v.astype(dtype)] * n
     return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first)
 
 
 def total(vs: Sequence[Array], dtype: DTypeLike) -> Array:
     """The sum of arrays of one shape and dtype, rounded once to `dtype`."""
-    if small(vs[0]):
-        return functools.reduce(lax.add, vs).astype(dtype)
     return _total.bind(*vs, dtype=jnp.dtype(dtype), first=1)
 
 
@@ -63,33 +51,24 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
 
 
 def written(v: Array) -> Array:
-    """A small array, computed once: loops that computed it again would take longer, and may round otherwise."""
-    return _small.bind(v, number=1, solid=True)[0]
+    """A small array, computed once: loops that computed it again would be slower, and may round otherwise."""
+    return _small.bind(v, number=0, solid=True)[0]
 
 
-def vectors(x: Array, number: int, *vs: Maybe) -> list[Maybe]:
-    """Small arrays for the pass `number` over x alone, computed before it, not again for every element."""
-    return _each(x, vs, number=number, solid=True)
+def vectors(number: int, *vs: Maybe) -> list[Maybe]:
+    """Small arrays for the pass `number` over x, computed before it, not again for every element."""
+    return _each(vs, number=number, solid=True)
 
 
-def apart(x: Array, number: int, *vs: Maybe) -> list[Maybe]:
-    """What is written already, for the pass `number` over x alone, or sums of it: the transpose of `vectors`."""
-    return _each(x, vs, number=number, solid=False)
+def apart(number: int, *vs: Maybe) -> list[Maybe]:
+    """What is written already, for the pass `number` alone, or sums of it: the transpose of `vectors`."""
+    return _each(vs, number=number, solid=False)
 
 
-def _each(x: Array, vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
+def _each(vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
     given = [v for v in vs if v is not None]
-    if small(x) or not given:
-        return list(vs)
-    out = iter(_small.bind(*given, **how))
+    out = iter(_small.bind(*given, **how) if given else ())
     return [None if v is None else next(out) for v in vs]
-
-
-def on_cpu(cpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
-    """`cpu(*args)` where the program is lowered for the CPU, `default(*args)` elsewhere."""
-    if not CPU_DIFFERS:
-        return default(*args)
-    return lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
 # ---------------------------------------------------------------- lowering
@@ -100,8 +79,6 @@ def _shared(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
 
 
 def _apart(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
-    if not CPU_DIFFERS:
-        return _shared(v, n=n, dtype=dtype, first=first)
     out = []
     for _ in range(first + n - 1):
         v = lax.optimization_barrier(v)
@@ -114,8 +91,6 @@ def _same(*vs: Array, number: int, solid: bool) -> list[Array]:
 
 
 def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
-    if not CPU_DIFFERS:
-        return list(vs)
     out = _written(vs) if solid else list(vs)
     for _ in range(number):
         out = [lax.optimization_barrier(v) for v in out]
@@ -123,7 +98,7 @@ def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
 
 
 def _written(vs: Sequence[Array]) -> list[Array]:
-    """Arrays that XLA does not compute again inside of the loops that use them; those alike, by one kernel."""
+    """Arrays that XLA does not compute again in the loops that use them; those alike, in one kernel."""
     out = list(vs)
     kinds = [(v.shape, v.dtype) for v in vs]
     for kind in set(kinds):
@@ -140,10 +115,6 @@ def _written(vs: Sequence[Array]) -> list[Array]:
 
 def _add(*vs: Array, dtype: Any, first: int) -> Array:
     return functools.reduce(lax.add, vs).astype(dtype)
-
-
-def _lower(rule: Callable[..., Any], many: bool) -> Any:
-    return mlir.lower_fun(rule, multiple_results=many)
 
 
 # ---------------------------------------------------------------- derivatives: both maps are linear
@@ -207,20 +178,12 @@ def _total_batch(args: Any, dims: Any, **kw: Any) -> Any:
     return _total.bind(*front, **kw), 0
 
 
-def _eager(primitive: Any) -> None:
-    @functools.lru_cache
-    def compiled(items: Any) -> Any:
-        return jax.jit(functools.partial(primitive.bind, **dict(items)))
-
-    primitive.def_impl(lambda *args, **kw: compiled(tuple(kw.items()))(*args))
-
-
 _copies.def_abstract_eval(lambda v, *, n, dtype, **_: [v.update(dtype=dtype, weak_type=False)] * n)
 _small.def_abstract_eval(lambda *vs, **_: list(vs))
 _total.def_abstract_eval(lambda v, *_, dtype, **__: v.update(dtype=dtype, weak_type=False))
-_eager(_copies)
-_eager(_small)
-_eager(_total)
+_copies.def_impl(_shared)
+_small.def_impl(_same)
+_total.def_impl(_add)
 ad.primitive_jvps[_copies] = _copies_jvp
 ad.primitive_jvps[_small] = _small_jvp
 ad.primitive_jvps[_total] = _total_jvp
@@ -230,8 +193,6 @@ ad.primitive_transposes[_total] = _total_transpose
 batching.primitive_batchers[_copies] = _copies_batch
 batching.primitive_batchers[_small] = _small_batch
 batching.primitive_batchers[_total] = _total_batch
-mlir.register_lowering(_copies, _lower(_shared, True))
-mlir.register_lowering(_copies, _lower(_apart, True), platform="cpu")
-mlir.register_lowering(_small, _lower(_same, True))
-mlir.register_lowering(_small, _lower(_beside, True), platform="cpu")
-mlir.register_lowering(_total, _lower(_add, False))
+lowered(_copies, cpu=_apart, default=_shared)
+lowered(_small, cpu=_beside, default=_same)
+lowered(_total, cpu=_add, default=_add)

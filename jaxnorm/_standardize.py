@@ -5,136 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, times, wide
+from jaxnorm._affine import Affine, apply, apply_tangent, gain, gain_tangent
+from jaxnorm._arithmetic import Maybe, minus, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
-from jaxnorm._passes import apart, copies, own, total, vectors, written
+from jaxnorm._passes import copies, written
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import usable
-
-
-class Affine(NamedTuple):
-    """What meets x: y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias."""
-
-    mean: Array | None  # written; None: 0
-    low: Array | None  # None: 0
-    gain: Array  # rsqrt(var + epsilon) / HEADROOM
-    scale: Array | None
-
-
-def gain(var: Array, epsilon: Array, unit: Array | None = None) -> Array:
-    """rsqrt(var + epsilon) / HEADROOM, of a var in `unit`s; 0 where there is no spread to divide by."""
-    least = epsilon.astype(var.dtype)
-    spread = var + (least if unit is None else least * unit * unit)
-    # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
-    size = jnp.full_like(var, 1 / HEADROOM) if unit is None else unit * (1 / HEADROOM)
-    return jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) * size)
-
-
-def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
-    """-gain / (var + epsilon) * dvar / 2, one factor at a time: rstd^3 underflows at std 1e15."""
-    if dvar is None:
-        return None
-    rstd = g * HEADROOM
-    # at the largest numbers rstd is flushed to 0, and dvar may be infinite
-    change = jnp.where(rstd == 0, jnp.zeros_like(g), rstd * dvar)
-    return -0.5 * change * rstd * g
-
-
-def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:
-    """y, in one pass over x. Where not `keep`, y is the bias."""
-    inner, outer = _split(x, a)
-    g, room = a.gain, HEADROOM
-    if a.mean is None:
-        # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
-        low = g < 1
-        g, room = jnp.where(low, g, g * HEADROOM), jnp.where(low, HEADROOM, jnp.ones_like(g))
-    mul = times(g, inner)
-    shift, late = (bias, None) if outer is None else (None, bias)
-    shift = plus(shift, minus(times(a.low, mul, HEADROOM)))
-    mean, room, mul, shift, outer, late = _meet(x, 10, a.mean, room, mul, shift, outer, late)
-    y = plus(center(_wide(x, 10), mean, keep, room) * mul, shift)
-    return (y if outer is None else plus(y * outer, late)).astype(dtype)
-
-
-def apply_tangent(
-    x: Array,
-    a: Affine,
-    dtype: DTypeLike,
-    dx: Maybe,
-    dmean: Maybe,
-    dgain: Maybe,
-    dscale: Maybe,
-    dbias: Maybe,
-) -> Array:
-    """The linear map (dx, dmean, dgain, dscale, dbias) -> dy; None is an absent tangent.
-
-    Everything small is combined BEFORE it meets x, in `along` and `plain`: the transpose then takes two
-    x-sized sums and no more, of the cotangent and of its product with x - mean. The parts are passes of
-    their own, and so are their transposes.
-    """
-    inner, outer = _split(x, a)
-    rstd, drstd = a.gain * HEADROOM, times(dgain, HEADROOM)
-    mul = times(rstd, inner)
-    dmean, drstd = devices.vary_together([dmean, drstd], mul)
-    along = times(drstd, inner)
-    plain = minus(times(dmean, mul))
-    if outer is None:
-        along = plus(along, times(dscale, rstd))
-        plain = plus(plain, dbias)
-    plain = plus(plain, minus(times(along, a.low)))
-    along, plain = devices.vary_together([along, plain], x)
-
-    def centered(number: int) -> Array:
-        return center(_wide(x, number), *_meet(x, number, a.mean))
-
-    def scaled(v: Maybe, number: int) -> Maybe:
-        return v if outer is None else times(v, *_meet(x, number, outer))
-
-    # vectors, the tangents apart from what is known
-    (along,), (plain,) = (vectors(x, n, _widened(x, v)) for n, v in ((12, along), (13, plain)))
-    parts = [
-        scaled(times(dx, *_meet(x, 11, mul)), 11),
-        None if along is None else scaled(along * centered(12), 12),
-        scaled(plain, 13),
-    ]
-    if outer is not None:
-        size, low = _meet(x, 14, rstd, times(a.low, rstd))
-        hat = plus(centered(14) * size, minus(low))
-        parts += [times(hat, *_meet(x, 14, dscale)), *_meet(x, 15, dbias)]
-    return total([devices.spread(p, x) for p in parts if p is not None], dtype)
-
-
-def _split(x: Array, a: Affine) -> tuple[Array | float, Array | None]:
-    """scale as (inner, outer): multiplied into the gain, unless the product would be as large as x."""
-    if a.scale is None:
-        return 1.0, None
-    crossed = jnp.broadcast_shapes(a.gain.shape, a.scale.shape) == x.shape
-    return (1.0, a.scale) if crossed else (a.scale, None)
-
-
-def _wide(x: Array, number: int) -> Array:
-    """x, or an array of its size, in the dtype of the arithmetic on x, for the pass `number`."""
-    return own(x, number, wide(x.dtype))
-
-
-def _widened(x: Array, v: Maybe) -> Maybe:
-    return v.astype(wide(x.dtype)) if isinstance(v, Array) else v
-
-
-def _meet(x: Array, number: int, *vs: Maybe) -> list[Maybe]:
-    """What meets x in the pass `number`, in the dtype of the arithmetic on x."""
-    small = [None if not isinstance(v, Array) or v.shape == x.shape else _widened(x, v) for v in vs]
-    return [
-        _wide(v, number) if s is None and isinstance(v, Array) else v if s is None else s
-        for v, s in zip(vs, apart(x, number, *small), strict=True)
-    ]
-
 
 # ---------------------------------------------------------------- the op with given Moments
 

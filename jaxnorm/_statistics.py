@@ -1,7 +1,6 @@
 """Statistics of an array, and their derivative: as accurate as two passes over x, at the price of one."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,9 +8,10 @@ from jax import Array, lax
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
+from jaxnorm._forms import Forms, chosen
 from jaxnorm._law import Sample, across, variance
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, copies, on_cpu, own, small, written
+from jaxnorm._passes import apart, copies, own, written
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
@@ -20,6 +20,7 @@ from jaxnorm._sums import Points, count, fill, sum_over, weigh
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums about 0 are retaken about
 # the mean where var is less than this part of |mean|^2.
 _FAR = 0.25
+SMALL = 100_000  # elements, of which a second read costs less than slices of them
 
 
 # ---------------------------------------------------------------- the statistics
@@ -35,69 +36,82 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
         s = Sample(none, none, none.real, none.real + 1, none.real + 1, none.real)
     elif near is not None:  # common to the devices: their points are pooled as if they were one's
         pivot = near.astype(wide(x.dtype)) if over.centered else None
-        return points._replace(names=over.names).about(4, pivot, *data_unit(jnp.abs(near)))
+        return points._replace(names=over.names).about(1, pivot, *data_unit(jnp.abs(near)))
     else:
-        accurate = partial(_accurate, points)
-        s = accurate() if jnp.iscomplexobj(x) else on_cpu(partial(_cheap, points), accurate)
+        s = Sample(*_of_points(points))
     if not over.names.names:
         return s
     s = across(over.names, s, centered=over.centered, equal=where is None)
     return s._replace(mean=written(s.mean), low=written(s.low))
 
 
-def _accurate(points: Points) -> Sample:
+def _of_points(points: Points) -> list[Array]:
+    """The statistics of one device's points: the CPU's sums, or those of other backends, which drop these."""
+    over, x, where, weight, _ = points
+    over = over._replace(names=devices.Names())
+    n, total, squares = points.sums(1, None, None)
+    real, dtype = squares.dtype, wide(x.dtype)
+    kinds = (dtype, dtype, real, real, real)  # of a Sample, but for its weight
+    forms = Forms(_accurate if dtype != real else _cheap, _accurate, _tangent)
+    fields = chosen(forms, over, kinds, squares, x, total, where, weight if where is not None else None)
+    return [*fields, jnp.broadcast_to(jnp.asarray(n, real), squares.shape)]
+
+
+def _points(over: Over, x: Array, where: Array | None, weight: Array | None) -> Points:
+    return Points(over, x, where, over.size(x.shape) if weight is None else weight)
+
+
+def _accurate(over: Over, _: Array, x: Array, *others: Any) -> Sequence[Array]:
     """About a pivot, in one read of x; with weights, or where x is small, in two: one finds the pivot."""
-    over, x, where, *_ = points
-    if where is None and not small(x):
+    _, where, weight = others
+    points = _points(over, x, where, weight)
+    if where is None and not (isinstance(x.size, int) and x.size <= SMALL):
         middle, size = pivot(x, over)
     else:
         wider = x.astype(wide(x.dtype))
-        weight, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
-        middle, size = (divide(v, weight) / HEADROOM for v in sums)
-    return points.about(4, middle if over.centered else None, *data_unit(size))
+        n, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
+        middle, size = (divide(v, n) / HEADROOM for v in sums)
+    return points.about(1, middle if over.centered else None, *data_unit(size))[:-1]
 
 
-def _cheap(points: Points) -> Sample:
+def _cheap(
+    over: Over, squares: Array, x: Array, total: Array | None, where: Array | None, weight: Array | None
+) -> Sequence[Array]:
     """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found.
 
     Each kernel of a program takes some 10 ms to compile, however small: what can be is one array.
     """
-    over, x, *_ = points
-    weight, total, first = points.sums(1, None, None)
-    large = first == jnp.inf
+    n = _points(over, x, where, weight).weight
+    less = shrink(squares.dtype)
 
     def units(squares: Array) -> list[Array]:
-        less = shrink(squares.dtype)
         return [jnp.where(squares == jnp.inf, v, jnp.ones_like(squares)) for v in (less, 1 / less)]
 
-    def moments(mean: Any, back: Any, total: Any, squares: Array) -> Array:
-        """mean, what it lacks, and var in `unit`s; of sums about 0 the mean itself."""
-        if not over.centered:
-            return divide(squares, weight)[None]
-        offset = divide(total, weight)
-        low = jnp.zeros_like(offset) if mean is None else offset * back
-        return jnp.stack([offset if mean is None else mean, low, variance(divide(squares, weight), offset)])
+    def fields(mean: Any, low: Any, offset: Any, squares: Array) -> Array:
+        """mean, low and var, as one array; var alone about 0."""
+        second = divide(squares, n)
+        return jnp.stack([mean, low, variance(second, offset)] if over.centered else [second])
 
-    def again(state: Any) -> Any:
-        _, once_more, block = state
-        # of this turn alone, or XLA widens x before the loop
-        x, squares, block = lax.optimization_barrier((points.x, first, block))
-        turn, about, unit, back = points._replace(x=x), None, *units(squares)
-        if over.centered:
-            mean = block[0] + block[1]
-            about = turn.usable(jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean)))
-        return once_more, never, moments(about, back, *turn.sums(4, about, written(unit))[1:])
+    def again(x: Array, squares: Array, _: Array) -> Array:
+        points = _points(over, x, where, weight)
+        unit, back = units(squares)
+        unit, mean = written(unit), None
+        if over.centered:  # in units, as the sum itself may have overflowed
+            sized = own(x, 3, unit.dtype) * apart(3, over.per_channel(unit, x.shape))[0]
+            mean = points.usable(divide(points.totals(1, sized)[1][0], n) * back)
+        _, total, squares = points.sums(1, mean, unit)
+        offset = divide(total, n) if over.centered else None
+        return fields(mean, times(offset, back), offset, squares)
 
-    block = moments(None, None, total, first)
-    poor, lost = large, jnp.zeros_like(large)
-    if over.centered:  # there is no mean yet where its sum has overflowed, too
-        poor, lost = large | (block[2] < _FAR * abs2(block[0])), large & ~jnp.isfinite(block[0])
-    either = lax.reduce((poor, lost), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(poor.ndim))
-    every = devices.varying(x, block)
-    *turns, never, block = (devices.vary(v, every) for v in (*either, jnp.asarray(False), block))
-    *_, block = lax.while_loop(lambda state: state[0], again, (*turns, block))
-    mean, low, var = block if over.centered else (*[jnp.zeros_like(block[0])] * 2, block[0])
-    return Sample(mean, low, var, *units(first), jnp.broadcast_to(jnp.asarray(weight, var.dtype), var.shape))
+    offset = divide(total, n) if over.centered else None
+    first = fields(offset, jnp.zeros_like(squares), offset, squares)
+    large = squares == jnp.inf
+    far = first[2] < _FAR * abs2(first[0]) if over.centered else large
+    # both at once: XLA:CPU takes one such sum in two kernels
+    poor = lax.reduce((far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim))
+    found = lax.cond(poor[0] | poor[1], again, lambda *args: args[-1], x, squares, first)
+    mean, low, var = found if over.centered else (*[jnp.zeros_like(squares)] * 2, found[0])
+    return mean, low, var, *units(squares)
 
 
 # ---------------------------------------------------------------- their derivative
@@ -135,13 +149,13 @@ def tangent(
         n = count(over, x, None, dtype) * devices.size(over.names)
     first, second, dweight = [], [], []
     if dx is not None:
-        a, b = (weigh(fill(v, where), where, 8) for v in dx)
-        c = center(own(x, 8, dtype), *apart(x, 8, mean))
-        along_mean, along = apart(x, 8, sum_over(over, a), sum_over(over, dot(c, b)))
+        a, b = (weigh(fill(v, where), where, 4) for v in dx)
+        c = center(own(x, 4, dtype), *apart(2, mean))
+        along_mean, along = apart(1, sum_over(over, a), sum_over(over, dot(c, b)))
         first.append(along_mean)
         second.append(2 * (along - dot(s.low, along_mean)))
     if dw is not None:
-        c = center(own(x, 9, dtype), *apart(x, 9, mean)) - over.per_channel(s.low, x.shape)
+        c = center(own(x, 6, dtype), *apart(4, mean)) - over.per_channel(s.low, x.shape)
         first.append(sum_over(over, dw.astype(dtype) * c))
         second.append(sum_over(over, dw.astype(s.var.dtype) * (abs2(c) - over.per_channel(s.var, x.shape))))
         dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), s.weight.shape))
@@ -150,6 +164,17 @@ def tangent(
     dmean = divide(sums.pop(0), n) if over.centered else None
     dvar = divide(sums.pop(0), n)
     return dmean, dvar, sums.pop(0) if dweight else None
+
+
+def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array | None]:
+    """That of one device's statistics, where JAX differentiates them and not the op: in remat in scan."""
+    (_, x, _, where, weight), (_, dx, _, dw, _) = args, dargs
+    mean, low, var, unit, back = results
+    n = jnp.broadcast_to(jnp.asarray(_points(over, x, where, weight).weight, var.dtype), var.shape)
+    s = Taken(mean, low, Sample(mean, low, var, unit, back, n).variance(), n)
+    twice = None if dx is None else copies(dx, 2, mean.dtype)
+    dmean, dvar, _ = tangent(over, x, where, s, twice, dw)
+    return dmean, None, times(dvar, unit, unit), None, None
 
 
 def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:

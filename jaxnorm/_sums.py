@@ -28,7 +28,7 @@ def weigh(v: Array, where: Array | None, number: int) -> Array:
     """v by weights, in the pass `number`; booleans have been used, by filling in what adds nothing."""
     if where is None or where.dtype == jnp.bool_:
         return v
-    return v * vectors(v, number, where.astype(v.dtype))[0]
+    return v * vectors(number, where.astype(v.dtype))[0]
 
 
 def sum_over(over: Over, v: Array) -> Array:
@@ -36,7 +36,7 @@ def sum_over(over: Over, v: Array) -> Array:
     if over.groups is None:
         return channels
     # written out, or XLA:CPU makes of the two sums one of all over x, which it is slow at
-    return over.per_group(*vectors(v, 1, channels), v.shape)
+    return over.per_group(vectors(1, channels)[0], v.shape)
 
 
 def count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
@@ -76,10 +76,10 @@ class Points(NamedTuple):
         shift = None if shift is None else written(shift)
         pivot, unit, shift = (self.over.per_channel(v, x.shape) for v in (pivot, unit, shift))
         if pivot is not None:
-            x = fill(x, self.where, *apart(x, first, pivot))
+            x = fill(x, self.where, *apart(first, pivot))
 
         def d(number: int) -> Array:
-            v, (size, start) = own(x, number, dtype), apart(x, number, unit, shift)
+            v, (size, start) = own(x, number, dtype), apart(number, unit, shift)
             v = v if size is None else times(v, size)
             return v if start is None else v - start
 
