@@ -30,13 +30,15 @@ def steady(module: str) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **STEADY})
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """The median of the seconds that each call takes."""
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """The median of the seconds that each call takes, by a clock."""
     repeats, samples = {}, {name: list[float]() for name in calls}
     for name, call in calls.items():
         for _ in range(2):
             jax.block_until_ready(call())
-        repeats[name] = max(1, min(200, int(SAMPLE / _seconds(call, 1))))
+        repeats[name] = max(1, min(200, int(SAMPLE / _seconds(call, 1, clock))))
     order, shuffle = list(calls), random.Random(0).shuffle
     gc.collect()
     gc.disable()
@@ -46,14 +48,14 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], repetitions: int) -> dic
             for name in order:
                 time.sleep(GAP)
                 jax.block_until_ready(calls[name]())  # its own caches and threads
-                samples[name].append(_seconds(calls[name], repeats[name]))
+                samples[name].append(_seconds(calls[name], repeats[name], clock))
     finally:
         gc.enable()
     return {name: statistics.median(found) for name, found in samples.items()}
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeats):
         jax.block_until_ready(call())
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats

@@ -47,21 +47,30 @@ class LinenVariables(nn.Module):
 
 
 class NnxVariables(nnx.Module):
-    """The same in nnx."""
+    """The same in nnx, by default; or reads the parameters of another norm."""
 
-    def __init__(self, features: int) -> None:
-        self.scale, self.bias = (nnx.Param(jnp.ones(features)) for _ in range(2))
-        self.mean, self.var = (nnx.BatchStat(jnp.ones(features)) for _ in range(2))
+    def __init__(
+        self,
+        features: int,
+        parameters: tuple[str, ...] = ("scale", "bias"),
+        stats: tuple[str, ...] = ("mean", "var"),
+    ) -> None:
+        self.parameters, self.stats = parameters, stats
+        for names, kind in ((parameters, nnx.Param), (stats, nnx.BatchStat)):
+            for name in names:
+                setattr(self, name, kind(jnp.ones(features)))
 
     def __call__(self, x: Array) -> Array:
-        _ = self.scale[...], self.bias[...]
-        for variable in (self.mean, self.var):
+        for name in self.parameters:
+            _ = getattr(self, name)[...]
+        for name in self.stats:
+            variable = getattr(self, name)
             variable[...] = variable[...]
         return x
 
 
-def eager() -> dict[str, Callable[[], Any]]:
-    """Calls of batch norm in training, not compiled by the caller."""
+def eager() -> dict[str, tuple[Callable[[], Any], str | None]]:
+    """Calls that are not compiled by the caller, batch norm's in training, and what each is compared with."""
     from jaxnorm import linen
     from jaxnorm import nnx as ours
 
@@ -75,15 +84,30 @@ def eager() -> dict[str, Callable[[], Any]]:
     def called(module: Any) -> Callable[[], Any]:
         return lambda: module(x)
 
-    return {
-        "jaxnorm.batch_norm": lambda: jn.batch_norm(x, stats, train=True, scale=vector, bias=vector),
-        "jaxnorm.linen": applied(linen.BatchNorm(use_running_average=False)),
-        "flax.linen": applied(nn.BatchNorm(use_running_average=False)),
-        "linen variables alone": applied(LinenVariables()),
-        "jaxnorm.nnx": called(ours.BatchNorm(channels, rngs=nnx.Rngs(0))),
-        "flax.nnx": called(nnx.BatchNorm(channels, rngs=nnx.Rngs(0))),
-        "nnx variables alone": called(NnxVariables(channels)),
+    rows: dict[str, tuple[Callable[[], Any], str | None]] = {
+        "jaxnorm.batch_norm": (
+            lambda: jn.batch_norm(x, stats, train=True, scale=vector, bias=vector),
+            "flax.linen.BatchNorm",
+        ),
+        "linen variables alone": (applied(LinenVariables()), None),
+        "nnx variables alone": (called(NnxVariables(channels)), None),
+        "nnx parameters alone": (called(NnxVariables(channels, stats=())), None),
+        "nnx scale alone": (called(NnxVariables(channels, ("scale",), ())), None),
     }
+    for library, module in ("jaxnorm", linen), ("flax", nn):
+        batch = module.BatchNorm(use_running_average=False)
+        rows[f"{library}.linen.BatchNorm"] = applied(batch), "linen variables alone"
+    for library, module in ("jaxnorm", ours), ("flax", nnx):
+        for name, alone, options in (
+            ("BatchNorm", "nnx variables alone", {}),
+            ("LayerNorm", "nnx parameters alone", {}),
+            ("RMSNorm", "nnx scale alone", {}),
+            ("GroupNorm", "nnx parameters alone", {"num_groups": 4}),
+            ("InstanceNorm", "nnx parameters alone", {}),
+        ):
+            layer = getattr(module, name)(channels, rngs=nnx.Rngs(0), **options)
+            rows[f"{library}.nnx.{name}"] = called(layer), alone
+    return rows
 
 
 def network(library: str) -> tuple[Callable[..., Any], Any]:
@@ -176,8 +200,16 @@ def main() -> None:
     if options.sizes:
         scaling(options.sizes, options.plot)
         return
-    for name, seconds in interleaved(eager(), 15).items():
-        print(f"eager {name}: {seconds * 1e6:.0f} us", flush=True)
+    rows = eager()
+    calls = {name: call for name, (call, _) in rows.items()}
+    waited, busy = interleaved(calls, 15), interleaved(calls, 15, time.thread_time)
+    for name, (_, other) in rows.items():
+        ratios = [f", {t[name] / t[other]:.2f} x {other}" if other else "" for t in (waited, busy)]
+        print(
+            f"eager {name}: {waited[name] * 1e6:.0f} us{ratios[0]}; "
+            f"of the calling thread {busy[name] * 1e6:.0f} us{ratios[1]}",
+            flush=True,
+        )
     for title, programs in {
         f"{LAYERS} batch norms": {name: network(name) for name in ("jaxnorm", "flax linen")},
         **{

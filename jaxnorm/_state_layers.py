@@ -17,35 +17,32 @@ from jaxnorm import _layers as layers
 from jaxnorm._moments import Moments
 
 
+def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen: bool) -> tuple[Any, Any]:
+    """Whether a call normalizes by the batch's statistics, and whether it stores them.
+
+    They are two questions. Flax asks the first; its answer to the second, where the batch's are used, is that
+    of `update_stats=None`, in the call and in the layer.
+    """
+    if frozen:
+        return False, False
+    traced = check.traced(use_running_average)
+    train = jnp.logical_not(use_running_average) if traced else not use_running_average
+    if update_stats is None:
+        update_stats = layer.update_stats
+    return train, train if update_stats is None else bool(update_stats)
+
+
 def remembered(
-    layer: Any,
-    norm: Callable[..., tuple[Array, Any]],
-    kept: dict[str, Array],
-    *,
-    use_running_average: Any,
-    update_stats: bool | None,
-    frozen: bool,
-    initializing: bool = False,
+    norm: Callable[..., tuple[Array, Any]], kept: dict[str, Array], *, train: Any, updated: Any
 ) -> tuple[Array, dict[str, Array]]:
     """y, and the statistics to store, shaped as they came in: none where nothing is stored.
 
-    `norm` is `(kept, *, train) -> (y, (mean, var, weight))`. Which statistics are used and whether they are
-    updated are two questions. Flax asks the first; its answer to the second, updated where the batch's are
-    used, is that of `update_stats=None`, in the call and in the layer.
+    `norm` is `(kept, *, train) -> (y, (mean, var, weight))`.
     """
-    if update_stats is None:
-        update_stats = layer.update_stats
-    if frozen:
-        use_running_average, update_stats = True, False
-    traced = check.traced(use_running_average)
-    train = jnp.logical_not(use_running_average) if traced else not use_running_average
     y, new = norm(kept, train=train)
-    updated = train if update_stats is None else bool(update_stats)
-    if updated is False and train is False and not initializing:
-        warn_if_untrained(layer, kept)
-    if updated is False or initializing:
+    if updated is False:
         return y, {}
-    if update_stats and train is not True:
+    if updated is True and train is not True:
         _, new = norm(kept, train=True)  # in a compiled program its y costs nothing
     values = dict(zip(("mean", "var", "weight"), new, strict=True))
     if "step" in kept:

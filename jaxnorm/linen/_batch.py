@@ -100,15 +100,14 @@ def remembered(
         kept = {
             name: layer.variable("batch_stats", name, lambda name=name: initial()[name]) for name in names
         }
-    y, new = state.remembered(
-        layer,
-        norm,
-        {name: variable.value for name, variable in kept.items()},
-        use_running_average=use_running_average,
-        update_stats=update_stats,
-        frozen=layer.has_variable("batch_stats", "frozen"),
-        initializing=layer.is_initializing(),
-    )
+    stats = {name: variable.value for name, variable in kept.items()}
+    frozen = layer.has_variable("batch_stats", "frozen")
+    train, updated = state.mode(layer, use_running_average, update_stats, frozen)
+    if layer.is_initializing():
+        updated = False
+    elif train is False and updated is False:
+        state.warn_if_untrained(layer, stats)
+    y, new = state.remembered(norm, stats, train=train, updated=updated)
     with _advice(ModifyScopeVariableError, _MUTABLE):
         for name, value in new.items():
             kept[name].value = value

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
+from jaxnorm._eager import compiled_method
 from jaxnorm.nnx._parameters import own_parameters
 
 
@@ -42,8 +43,9 @@ class BatchNorm(nnx.BatchNorm):
     After Flax's options: `update_stats`, in the call or else in the layer, says whether the statistics are
     updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
-    may be an optax schedule, of the updates counted in `step`. `unbiased=True` stores PyTorch's variance.
-    `nnx.view` takes `update_stats`, too. Statistics that Flax stored have no `weight`: set it to 1.
+    may be an optax schedule, always traced, of the updates counted in `step`. `unbiased=True` stores
+    PyTorch's variance. `nnx.view` takes `update_stats`, too. Statistics that Flax stored have no `weight`:
+    set it to 1.
 
     Ioffe and Szegedy, 2015, arXiv:1502.03167.
 
@@ -83,10 +85,34 @@ class BatchNorm(nnx.BatchNorm):
         bias: Array | None = None,
         update_stats: bool | None = None,
     ) -> Array:
+        return remembered(
+            self,
+            x,
+            use_running_average=use_running_average,
+            update_stats=update_stats,
+            mask=mask,
+            weights=weights,
+            scale=scale,
+            bias=bias,
+        )
+
+    @compiled_method
+    def _normalize(
+        self,
+        x: Array,
+        *conditions: Any,
+        mask: Any = None,
+        weights: Any = None,
+        scale: Any = None,
+        bias: Any = None,
+        train: Any,
+        updated: Any,
+    ) -> tuple[Array, dict[str, Array]]:
+        """y, and the statistics to store; only a relative is under conditions."""
         stats = {name: getattr(self, name)[...] for name in state.names(self)}
         own = own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias)
         norm = partial(state.batch_norm, self, x, mask, weights, **own)
-        return remembered(self, norm, stats, use_running_average, update_stats)
+        return state.remembered(norm, stats, train=train, updated=updated)
 
     @_as_flax_calls_it
     def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
@@ -110,12 +136,13 @@ def keep(layer: Any, names: list[str], initial: Callable[[Any], dict[str, Array]
 
 def remembered(
     layer: Any,
-    norm: Callable[..., tuple[Array, Any]],
-    stats: dict[str, Array],
-    use_running_average: bool | None,
-    update_stats: bool | None,
+    x: Array,
+    *conditions: Any,
+    use_running_average: bool | None = None,
+    update_stats: bool | None = None,
+    **options: Any,
 ) -> Array:
-    """y by `norm`, of the layer's statistics, which are kept updated."""
+    """y, by the layer's statistics, which are kept updated."""
     if use_running_average is None:
         use_running_average = layer.use_running_average
     if use_running_average is None:
@@ -124,14 +151,10 @@ def remembered(
             f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
             "constructor or to the call, or set it with train(), eval() or nnx.view."
         )
-    y, new = state.remembered(
-        layer,
-        norm,
-        stats,
-        use_running_average=use_running_average,
-        update_stats=update_stats,
-        frozen=layer.frozen,
-    )
+    train, updated = state.mode(layer, use_running_average, update_stats, layer.frozen)
+    if train is False and updated is False:
+        state.warn_if_untrained(layer, {name: getattr(layer, name)[...] for name in ("mean", "var")})
+    y, new = layer._normalize(x, *conditions, train=train, updated=updated, **options)
     for name, value in new.items():
         getattr(layer, name).set_value(value)
     return y

@@ -9,8 +9,9 @@ from jax import Array
 from jaxnorm import _family_layers as family
 from jaxnorm import _family_state_layers as state
 from jaxnorm import _layer_parts as parts
+from jaxnorm.nnx._batch import remembered
 from jaxnorm.nnx._family import Layer, own_parameters
-from jaxnorm.nnx._family_batch import Remembering, remembering
+from jaxnorm.nnx._family_batch import Remembering
 
 
 class _Conditional(Layer, parts.Projected):
@@ -146,4 +147,4 @@ class SPADE(Remembering, state.SPADE):
         conditions, options = self.called(*args, **options)
         hidden = self.activation(self.shared(self.resized(x, **conditions)))
         maps = self.split(self.projection(hidden))
-        return remembering(self, x, {}, **{**maps, **options})
+        return remembered(self, x, **{**maps, **options})

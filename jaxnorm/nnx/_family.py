@@ -9,6 +9,7 @@ from jax import Array
 from jaxnorm import _family_layers as family
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _layers as layers
+from jaxnorm._eager import compiled_method
 from jaxnorm._moments import Moments
 
 
@@ -47,11 +48,13 @@ class Layer(parts.Layer, Described):
 
 
 class _Pointwise(Layer):
+    @compiled_method
     def __call__(self, x: Array) -> Array:
         return self.normalize(x, **own_parameters(self, x))
 
 
 class _Measured(Layer, parts.Measured):
+    @compiled_method
     def __call__(self, x: Array, *, mask: Array | None = None, weights: Array | None = None) -> Any:
         return self.normalize(x, mask, weights, **own_parameters(self, x))
 
@@ -125,6 +128,7 @@ class GatedRMSNorm(Layer, family.GatedRMSNorm):
     [4. 0.]
     """
 
+    @compiled_method
     def __call__(
         self, x: Array, gate: Array, *, mask: Array | None = None, weights: Array | None = None
     ) -> Array:
@@ -165,6 +169,7 @@ class QKNorm(Layer, family.QKNorm):
     [[0.2, 1.4], [1.4, 0.2]] [[1. 1.]]
     """
 
+    @compiled_method
     def __call__(self, query: Array, key: Array) -> tuple[Array, Array]:
         return self.normalize(query, key=key, **own_parameters(self, query))
 

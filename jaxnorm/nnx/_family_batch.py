@@ -11,27 +11,9 @@ from jax import Array
 from jaxnorm import _family_state_layers as family
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _state_layers as state
+from jaxnorm._eager import compiled_method
 from jaxnorm.nnx._batch import BatchNorm, keep, remembered
 from jaxnorm.nnx._family import create_parameters, own_parameters
-
-
-def remembering(
-    layer: Any,
-    x: Array,
-    conditions: dict[str, Any],
-    use_running_average: bool | None = None,
-    *,
-    mask: Array | None = None,
-    weights: Array | None = None,
-    scale: Array | None = None,
-    bias: Array | None = None,
-    update_stats: bool | None = None,
-) -> Array:
-    """The call of a layer, as `BatchNorm` has it, under conditions."""
-    stats = {name: getattr(layer, name)[...] for name in state.names(layer, layer.scheduled)}
-    own = own_parameters(layer, x, scale=scale, bias=bias)
-    norm = partial(layer.remember, x, mask, weights, **own, **conditions)
-    return remembered(layer, norm, stats, use_running_average, update_stats)
 
 
 class Remembering(family.Remembering, BatchNorm):
@@ -53,7 +35,25 @@ class Remembering(family.Remembering, BatchNorm):
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
         conditions, options = self.called(*args, **options)
-        return remembering(self, x, conditions, **options)
+        return remembered(self, x, *conditions.values(), **options)
+
+    @compiled_method
+    def _normalize(
+        self,
+        x: Array,
+        *conditions: Any,
+        mask: Any = None,
+        weights: Any = None,
+        scale: Any = None,
+        bias: Any = None,
+        train: Any,
+        updated: Any,
+    ) -> tuple[Array, dict[str, Array]]:
+        stats = {name: getattr(self, name)[...] for name in state.names(self, self.scheduled)}
+        own = own_parameters(self, x, scale=scale, bias=bias)
+        given = dict(zip(self.conditions, conditions, strict=False))
+        norm = partial(self.remember, x, mask, weights, **own, **given)
+        return state.remembered(norm, stats, train=train, updated=updated)
 
 
 class BatchRenorm(Remembering, family.BatchRenorm):

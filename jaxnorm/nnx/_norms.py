@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from jaxnorm import _layers as layers
+from jaxnorm._eager import compiled_method
 from jaxnorm.nnx._parameters import own_parameters
 
 
@@ -41,6 +42,7 @@ class LayerNorm(nnx.LayerNorm):
 
     __init__ = _zero_centered(nnx.LayerNorm)
 
+    @compiled_method
     def __call__(
         self,
         x: Array,
@@ -71,6 +73,7 @@ class RMSNorm(nnx.RMSNorm):
 
     __init__ = _zero_centered(nnx.RMSNorm)
 
+    @compiled_method
     def __call__(
         self,
         x: Array,
@@ -102,6 +105,7 @@ class GroupNorm(nnx.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
+    @compiled_method
     def __call__(
         self,
         x: Array,
@@ -133,6 +137,7 @@ class InstanceNorm(nnx.InstanceNorm):
     [-1.  1. -1.  1.]
     """
 
+    @compiled_method
     def __call__(
         self,
         x: Array,
