@@ -93,12 +93,12 @@ def apply_tangent(
         return _met(x, v) if v is None or v.shape == x.shape else vectors(1, v.astype(wide(x.dtype)))[0]
 
     parts = [
-        scaled(times(dx, _met(x, mul)), 2),
+        scaled(times(dx, _met(x, mul, 1)), 2),
         scaled(times(tangent(along), centered(5)), 3),
         scaled(tangent(plain), 4),
     ]
     if outer is not None:
-        hat = plus(centered(7) * _met(x, rstd), minus(_met(x, times(a.low, rstd))))
+        hat = plus(centered(7) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
         parts += [times(tangent(dscale), hat), tangent(dbias)]
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 

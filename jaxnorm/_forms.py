@@ -19,7 +19,7 @@ CPU_DIFFERS = True
 
 
 def lowered(primitive: Primitive, *, cpu: Callable[..., Any], default: Callable[..., Any]) -> None:
-    """A primitive is `cpu` where it is lowered for a CPU, `default` elsewhere, and where it is not lowered."""
+    """A primitive is `cpu` where it is lowered for a CPU, `default` elsewhere and where it is not lowered."""
 
     def chosen(*args: Any, **options: Any) -> Any:
         return (cpu if CPU_DIFFERS else default)(*args, **options)

@@ -87,31 +87,37 @@ def _cheap(
     def units(squares: Array) -> list[Array]:
         return [jnp.where(squares == jnp.inf, v, jnp.ones_like(squares)) for v in (less, 1 / less)]
 
-    def fields(mean: Any, low: Any, offset: Any, squares: Array) -> Array:
-        """mean, low and var, as one array; var alone about 0."""
+    def fields(mean: Any, back: Any, total: Any, squares: Array) -> Array:
+        """mean, what it lacks, and var, as one array; about 0 var alone.
+
+        With a mask 0 beside it: a backward pass that fills x with it, and no constant, waits until it may.
+        """
         second = divide(squares, n)
-        return jnp.stack([mean, low, variance(second, offset)] if over.centered else [second])
+        if not over.centered:
+            return second[None] if where is None else jnp.stack([jnp.zeros_like(second), second])
+        offset = divide(total, n)
+        low = jnp.zeros_like(offset) if mean is None else offset * back
+        return jnp.stack([offset if mean is None else mean, low, variance(second, offset)])
 
     def again(x: Array, squares: Array, _: Array) -> Array:
         points = _points(over, x, where, weight)
         unit, back = units(squares)
         unit, mean = written(unit), None
         if over.centered:  # in units, as the sum itself may have overflowed
-            sized = own(x, 3, unit.dtype) * apart(3, over.per_channel(unit, x.shape))[0]
+            sized = own(x, 1, unit.dtype) * apart(1, over.per_channel(unit, x.shape))[0]
             mean = points.usable(divide(points.totals(1, sized)[1][0], n) * back)
-        _, total, squares = points.sums(1, mean, unit)
-        offset = divide(total, n) if over.centered else None
-        return fields(mean, times(offset, back), offset, squares)
+        return fields(mean, back, *points.sums(2, mean, unit)[1:])
 
-    offset = divide(total, n) if over.centered else None
-    first = fields(offset, jnp.zeros_like(squares), offset, squares)
+    first = fields(None, None, total, squares)
     large = squares == jnp.inf
     far = first[2] < _FAR * abs2(first[0]) if over.centered else large
     # both at once: XLA:CPU takes one such sum in two kernels
     poor = lax.reduce((far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim))
     found = lax.cond(poor[0] | poor[1], again, lambda *args: args[-1], x, squares, first)
-    mean, low, var = found if over.centered else (*[jnp.zeros_like(squares)] * 2, found[0])
-    return mean, low, var, *units(squares)
+    if not over.centered:
+        zero = jnp.zeros_like(squares)
+        return zero if where is None else found[0], zero, found[-1], *units(squares)
+    return *found, *units(squares)
 
 
 # ---------------------------------------------------------------- their derivative
@@ -147,7 +153,9 @@ def tangent(
     n = s.weight
     if where is None:
         n = count(over, x, None, dtype) * devices.size(over.names)
-    first, second, dweight = [], [], []
+    first: list[Array] = []
+    second: list[Array] = []
+    dweight: list[Array] = []
     if dx is not None:
         a, b = (weigh(fill(v, where), where, 4) for v in dx)
         c = center(own(x, 4, dtype), *apart(2, mean))

@@ -28,7 +28,9 @@ def weigh(v: Array, where: Array | None, number: int) -> Array:
     """v by weights, in the pass `number`; booleans have been used, by filling in what adds nothing."""
     if where is None or where.dtype == jnp.bool_:
         return v
-    return v * vectors(number, where.astype(v.dtype))[0]
+    if where.shape == v.shape:
+        return v * own(where, number, v.dtype)
+    return v * apart(number, where.astype(v.dtype))[0]
 
 
 def sum_over(over: Over, v: Array) -> Array:
@@ -44,7 +46,9 @@ def count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
     if where is None:
         return over.size(x.shape)
     repeats = math.prod(x.shape[a] for a in over.axes if where.shape[a] == 1)
-    counted = jnp.sum(where.astype(dtype), axis=over.axes, keepdims=True) * repeats
+    if where.dtype == jnp.bool_:  # XLA:CPU writes it out: no wider than it must be
+        where = where.astype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else dtype)
+    counted = jnp.sum(own(where, 1, dtype), axis=over.axes, keepdims=True) * repeats
     return over.per_group(counted, x.shape)
 
 
