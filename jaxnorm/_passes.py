@@ -104,7 +104,10 @@ def _written(vs: Sequence[Array]) -> list[Array]:
     for kind in set(kinds):
         alike = [i for i, k in enumerate(kinds) if k == kind]
         if len(alike) > 1:
-            for i, row in zip(alike, jnp.stack([vs[i] for i in alike]), strict=True):
+            # behind a barrier, or XLA takes apart again what it sees is stacked
+            for i, row in zip(
+                alike, lax.optimization_barrier(jnp.stack([vs[i] for i in alike])), strict=True
+            ):
                 out[i] = row
         elif jnp.issubdtype(kind[1], jnp.floating):
             # a division, as it is not repeated; behind a barrier, or XLA sees what it is by
