@@ -70,15 +70,19 @@ def _slices(x: Array, axes: tuple[int, ...]) -> list[Array]:
 
 
 def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
-    """The i-th of three thin slices: the first axis, or a part of it, at one place of the other axes."""
+    """The i-th of three thin slices: one axis, or a part of it, at one place of the other axes.
+
+    A TPU reads whole tiles of the two minor axes, so that the last axis is kept; but the batch, which may be
+    sharded, is not cut where it is reduced.
+    """
     shards = _shards(x)
-    others = math.prod(x.shape[a] for a in axes[1:] if shards[a] == 1)
-    for a in (*axes[1:], *axes[:1]):  # the thinnest cuts first: XLA may write one out
-        n = x.shape[a]
-        if a != axes[0]:
-            x = x if shards[a] > 1 else _cut(x, a, (2 * i + 1) * n // 6, 1)
-        elif isinstance(others, int) and others < _THIN:
-            x = _every(x, a, -(-_THIN // others), i, shards[a])
+    kept = axes[0] if axes[0] == 0 else axes[-1]
+    cut = [a for a in axes if a != kept]
+    others = math.prod(x.shape[a] for a in cut if shards[a] == 1)
+    for a in (a for a in cut if shards[a] == 1):  # the thinnest cuts first: XLA may write one out
+        x = _cut(x, a, (2 * i + 1) * x.shape[a] // 6, 1)
+    if isinstance(others, int) and 2 * others <= _THIN:
+        x = _every(x, kept, _THIN // others, i, shards[kept])
     return x
 
 
