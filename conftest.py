@@ -29,9 +29,10 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="module", params=["cpu form", "default form"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
     """Small arrays as if they were large: as the CPU needs passes over them, and as other backends do."""
-    before = _passes.SMALL, _passes.CPU_DIFFERS
-    _passes.SMALL, _passes.CPU_DIFFERS = 0, request.param == "cpu form"
+    before = _passes.SMALL, _passes.CPU_DIFFERS, _passes.LIKE_TPU
+    forms = request.param == "cpu form", request.param == "tpu form"
+    _passes.SMALL, _passes.CPU_DIFFERS, _passes.LIKE_TPU = 0, *forms
     jax.clear_caches()  # of what was traced in another form
     yield
-    _passes.SMALL, _passes.CPU_DIFFERS = before
+    _passes.SMALL, _passes.CPU_DIFFERS, _passes.LIKE_TPU = before
     jax.clear_caches()

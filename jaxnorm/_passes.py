@@ -33,8 +33,9 @@ _copies.multiple_results = True
 # `solid` says what a copy of a small array is: True, written out on its way to x; False, a sum on its way
 # from x, and then its transpose is solid. None is a copy of an array as large as x.
 
-# For the tests alone, that they may run the other backends' form on a CPU.
+# For the tests alone, that they may run the other backends' forms on a CPU.
 CPU_DIFFERS = True
+LIKE_TPU = False
 
 SMALL = 100_000  # elements, below which a pass costs less than to begin one: then the CPU is no exception
 
@@ -85,6 +86,13 @@ def on_cpu(cpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> 
     if not CPU_DIFFERS:
         return default(*args)
     return lax.platform_dependent(*args, cpu=cpu, default=default)
+
+
+def on_tpu(tpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
+    """`tpu(*args)` where the program is lowered for a TPU, `default(*args)` elsewhere."""
+    if LIKE_TPU:
+        return tpu(*args)
+    return lax.platform_dependent(*args, tpu=tpu, default=default)
 
 
 # ---------------------------------------------------------------- lowering

@@ -10,9 +10,10 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
 from jaxnorm._law import Sample, across
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, on_cpu, own, small, summed, vector
+from jaxnorm._passes import copies, on_cpu, on_tpu, own, small, summed, vector
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
+from jaxnorm._rows import parts, united
 from jaxnorm._rule import with_tangent
 from jaxnorm._sums import Points, count, fill, sum_over, weigh
 
@@ -42,15 +43,32 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
 
 
 def _accurate(points: Points) -> Sample:
-    """About a pivot, in one read of x; with weights, or where x is small, in two: one finds the pivot."""
+    """In one read of x; about a pivot, with weights, or where x is small, in two: one finds the pivot."""
     over, x, where, *_ = points
+
+    def about_pivot() -> Sample:
+        return points.about(4, *pivot(x, over))
+
+    if not over.centered:
+        return _about_zero(points)
     if where is None and not small(x):
-        middle, unit = pivot(x, over)
-        return points.about(4, middle if over.centered else None, unit)
+        return on_tpu(lambda: united(x, n), about_pivot) if (n := parts(x, over)) > 1 else about_pivot()
     wider = x.astype(wide(x.dtype))
     weight, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
     mean, size = (divide(v, weight) / HEADROOM for v in sums)
-    return points.about(4, mean if over.centered else None, data_unit(size))
+    return points.about(4, mean, data_unit(size))
+
+
+def _about_zero(points: Points) -> Sample:
+    """Second moments in two units: where one overflows the other does not."""
+    dtype = wide(points.x.dtype)
+    v = points.x.astype(dtype)
+    small = shrink(dtype)
+    weight, sums = points.totals(4, abs2(v), abs2(v * small))
+    var, tiny = (divide(total, weight) for total in sums)
+    zero = jnp.zeros_like(var, dtype)
+    var = jnp.where(jnp.isinf(var), jnp.square(jnp.sqrt(tiny) / small), var)  # where only the sum overflows
+    return Sample(zero, zero, var, tiny, jnp.broadcast_to(jnp.asarray(weight, var.dtype), var.shape))
 
 
 def _cheap(points: Points) -> Sample:

@@ -7,7 +7,10 @@ import pytest
 
 import jaxnorm as jn
 
-pytestmark = pytest.mark.usefixtures("form")
+pytestmark = [
+    pytest.mark.usefixtures("form"),
+    pytest.mark.parametrize("form", ["cpu form", "default form", "tpu form"], indirect=True, scope="module"),
+]
 
 ROWS, CHANNELS = 4096, 3
 VALUE, DX, DPARAMETER = 5e-6, 2e-5, 1e-5

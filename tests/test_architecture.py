@@ -24,7 +24,7 @@ FLOORS = [
     {"_checks", "_devices", "_remat"},
     {"_over"},
     {"_pivot", "_law", "_trees"},
-    {"_sums"},
+    {"_sums", "_rows"},
     {"_statistics"},
     {"_moments", "_average"},
     {"_standardize"},
