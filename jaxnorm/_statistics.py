@@ -13,7 +13,7 @@ from jaxnorm._over import Over
 from jaxnorm._passes import copies, on_cpu, on_tpu, own, small, summed, vector
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
-from jaxnorm._rows import parts, united
+from jaxnorm._rows import are_rows, united
 from jaxnorm._rule import with_tangent
 from jaxnorm._sums import Points, count, fill, sum_over, weigh
 
@@ -52,7 +52,7 @@ def _accurate(points: Points) -> Sample:
     if not over.centered:
         return _about_zero(points)
     if where is None and not small(x):
-        return on_tpu(lambda: united(x, n), about_pivot) if (n := parts(x, over)) > 1 else about_pivot()
+        return on_tpu(lambda: united(x), about_pivot) if are_rows(x, over) else about_pivot()
     wider = x.astype(wide(x.dtype))
     weight, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
     mean, size = (divide(v, weight) / HEADROOM for v in sums)

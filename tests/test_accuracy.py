@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from jaxnorm import _passes
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
@@ -88,6 +89,11 @@ def error(actual, expected, axis):
     return (np.abs(actual - expected).max(axis) / np.abs(expected).max(axis)).max()
 
 
+def value(axis):
+    """The greatest error that is allowed: XLA:CPU unites 4096 points of a row one by one, a TPU 128 at a time."""
+    return VALUE * 4 if axis == 1 and _passes.LIKE_TPU else VALUE
+
+
 def relative(actual, expected):
     actual = np.asarray(actual, np.float64)
     return np.abs(actual / np.asarray(expected).reshape(actual.shape) - 1).max()
@@ -100,7 +106,7 @@ def test_statistics(x, axis, masked):
     x, where = laid_out(x, axis, masked)
     m = jn.moments(x, axis, where=where)
     mean, var, *_ = exact(x, np.ones(CHANNELS), np.ones(CHANNELS), x, axis, where, 0)
-    assert relative(m.var, var) <= VALUE
+    assert relative(m.var, var) <= value(axis)
     spread = np.sqrt(np.squeeze(var, axis)) + np.abs(np.squeeze(mean, axis))
     assert (np.abs(np.asarray(m.mean, np.float64) - np.squeeze(mean, axis)) / spread).max() <= 1e-6
 
@@ -117,7 +123,7 @@ def test_y_and_gradients(x, axis, masked):
     y, pullback = jax.vjp(lambda *args: norm(*args, axis=axis, where=where, epsilon=epsilon), x, scale, bias)
     dx, dscale, dbias = pullback(ct)
     _, _, *expected = exact(x, scale, bias, ct, axis, where, epsilon)
-    assert error(y, expected[0], axis) <= VALUE
+    assert error(y, expected[0], axis) <= value(axis)
     assert error(dx, expected[1], axis) <= DX
     # a sum of 4096 products of either sign: relative to what is summed
     size = np.abs(np.asarray(ct) * np.asarray(expected[0])).sum(axis)
