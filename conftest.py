@@ -28,10 +28,10 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["cpu form", "default form"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As the CPU needs passes over x, and as other backends do, small arrays as if they were large."""
-    before = _statistics.SMALL, _forms.CPU_DIFFERS
-    _statistics.SMALL, _forms.CPU_DIFFERS = 0, request.param == "cpu form"
+    """What a CPU runs, as for this backend or for the others; small arrays as if they were large."""
+    before = _statistics.SMALL, _forms.CPU_AS
+    _statistics.SMALL, _forms.CPU_AS = 0, request.param.removesuffix(" form")
     jax.clear_caches()  # of what was traced in another form
     yield
-    _statistics.SMALL, _forms.CPU_DIFFERS = before
+    _statistics.SMALL, _forms.CPU_AS = before
     jax.clear_caches()

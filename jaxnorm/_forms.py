@@ -1,4 +1,4 @@
-"""Forms: one program for all backends, and the form of its parts that a CPU needs, chosen while lowering.
+"""Forms: one program for all backends, and forms of its parts for some, chosen while lowering.
 
 What is not lowered is not traced, so that a program costs nothing for the backends that it does not run on.
 """
@@ -14,20 +14,21 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxnorm._arithmetic import Maybe
 
-# For the tests alone, that they may run the other backends' form on a CPU.
-CPU_DIFFERS = True
+# For the tests alone, that they may run the other backends' forms on a CPU.
+CPU_AS = "cpu"
 
 
-def lowered(primitive: Primitive, *, cpu: Callable[..., Any], default: Callable[..., Any]) -> None:
-    """A primitive is `cpu` where it is lowered for a CPU, `default` elsewhere and where it is not lowered."""
+def lowered(primitive: Primitive, *, default: Callable[..., Any], **forms: Callable[..., Any]) -> None:
+    """A primitive is one of `forms` on the platform of that name; `default` elsewhere, or if not lowered."""
 
-    def chosen(*args: Any, **options: Any) -> Any:
-        return (cpu if CPU_DIFFERS else default)(*args, **options)
+    def on_cpu(*args: Any, **options: Any) -> Any:
+        return forms.get(CPU_AS, default)(*args, **options)
 
     many = primitive.multiple_results
     primitive.def_impl(default)
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=many))
-    mlir.register_lowering(primitive, mlir.lower_fun(chosen, multiple_results=many), platform="cpu")
+    for platform, form in (forms | {"cpu": on_cpu}).items():
+        mlir.register_lowering(primitive, mlir.lower_fun(form, multiple_results=many), platform=platform)
 
 
 _chosen = Primitive("jaxnorm_chosen")
@@ -35,9 +36,10 @@ _chosen.multiple_results = True
 
 
 class Forms(NamedTuple):
-    """Two ways to the same `results(over, *args)`, of which only the one that is lowered is traced."""
+    """Ways to the same `results(over, *args)`, of which only the one that is lowered is traced."""
 
     cpu: Callable[..., Any]
+    tpu: Callable[..., Any]
     default: Callable[..., Any]
     tangent: Callable[..., Any]  # (over, args, results, dargs) -> dresults; None is an absent one
 
@@ -53,12 +55,11 @@ def chosen(forms: Forms, over: Any, dtypes: tuple[Any, ...], *args: Maybe) -> li
     return _chosen.bind(*given, forms=forms, over=over, dtypes=dtypes, absent=absent)
 
 
-def _cpu(*given: Array, forms: Any, over: Any, dtypes: Any, absent: Any) -> list[Array]:
-    return list(forms.cpu(over, *_all(given, absent)))
+def _form(platform: str) -> Callable[..., Any]:
+    def results(*given: Array, forms: Any, over: Any, dtypes: Any, absent: Any) -> list[Array]:
+        return list(getattr(forms, platform)(over, *_all(given, absent)))
 
-
-def _default(*given: Array, forms: Any, over: Any, dtypes: Any, absent: Any) -> list[Array]:
-    return list(forms.default(over, *_all(given, absent)))
+    return results
 
 
 def _all(given: Sequence[Any], absent: Sequence[bool]) -> list[Maybe]:
@@ -90,4 +91,4 @@ _chosen.def_abstract_eval(
 )
 ad.primitive_jvps[_chosen] = _jvp
 batching.primitive_batchers[_chosen] = _batch
-lowered(_chosen, cpu=_cpu, default=_default)
+lowered(_chosen, **{platform: _form(platform) for platform in ("cpu", "tpu", "default")})

@@ -78,18 +78,17 @@ def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> S
     var, tiny = s.variance(), s.var * jnp.square(less * s.back)
     if not centered:  # second moments about 0 average linearly
         weight, var, tiny = averages(var, tiny)
-        return finite(s.mean, s.low, var, tiny, weight)
+        return Sample(*in_units(s.mean, s.low, var, tiny), weight)
     weight, middle = averages(s.mean * HEADROOM)
     middle = middle / HEADROOM
     d = center(s.mean, middle, unit=HEADROOM) + s.low * HEADROOM
     levels = [(d, 1 / HEADROOM, var), (d, less / HEADROOM, tiny)]
     mean, low, (var, tiny) = pool(middle, HEADROOM, d, levels, lambda *v: averages(*v)[1:])
-    return finite(mean, low, var, tiny, weight)
+    return Sample(*in_units(mean, low, var, tiny), weight)
 
 
-def finite(mean: Array, low: Array, var: Array, tiny: Array, weight: Array) -> Sample:
-    """The sample of this variance, which is also given as `tiny`, times the square of `shrink`."""
-    less = shrink(var.dtype)
-    large = jnp.isinf(var)
-    unit, back = (jnp.where(large, v, jnp.ones_like(var)) for v in (less, 1 / less))
-    return Sample(mean, low, jnp.where(large, tiny, var), unit, back, weight)
+def in_units(mean: Array, low: Array, var: Array, tiny: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """A Sample but for its weight, of a variance that is given times the square of `shrink`, too."""
+    less, large, one = shrink(var.dtype), jnp.isinf(var), jnp.ones_like(var)
+    unit, back = jnp.where(large, less, one), jnp.where(large, 1 / less, one)
+    return mean, low, jnp.where(large, tiny, var), unit, back

@@ -72,15 +72,19 @@ def _slices(x: Array, axes: tuple[int, ...]) -> list[Array]:
 
 
 def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
-    """The i-th of three thin slices: the first axis, or a part of it, at one place of the other axes."""
-    shards = _shards(x)
-    others = math.prod(x.shape[a] for a in axes[1:] if shards[a] == 1)
-    for a in (*axes[1:], *axes[:1]):  # the thinnest cuts first: XLA may write one out
-        n = x.shape[a]
-        if a != axes[0]:
-            x = x if shards[a] > 1 else _cut(x, a, (2 * i + 1) * n // 6, 1)
-        elif isinstance(others, int) and others < _THIN:
-            x = _every(x, a, -(-_THIN // others), i, shards[a])
+    """The i-th of three thin slices: one axis, or a part of it, at one place of the other axes.
+
+    A TPU reads whole tiles of the two minor axes, so that the last axis is kept; but the batch, which may be
+    sharded, is not cut where it is reduced.
+    """
+    pieces = _shards(x)
+    kept = axes[0] if axes[0] == 0 else axes[-1]
+    cut = [a for a in axes if a != kept]
+    others = math.prod(x.shape[a] for a in cut if pieces[a] == 1)
+    for a in (a for a in cut if pieces[a] == 1):  # the thinnest cuts first: XLA may write one out
+        x = _cut(x, a, (2 * i + 1) * x.shape[a] // 6, 1)
+    if isinstance(others, int) and 2 * others <= _THIN:
+        x = _every(x, kept, _THIN // others, i, pieces[kept])
     return x
 
 
@@ -90,12 +94,12 @@ def _cut(x: Array, axis: int, start: Any, size: int) -> Array:
     return lax.dynamic_slice_in_dim(x, start, size, axis)  # a symbolic shape
 
 
-def _every(x: Array, axis: int, step: int, i: int, shards: int) -> Array:
+def _every(x: Array, axis: int, step: int, i: int, pieces: int) -> Array:
     """Every `step`-th element, the i-th of three interleaved choices of them."""
     n = x.shape[axis]
     if not isinstance(n, int):
         return jnp.take(x, (jnp.arange(_FEW) * 3 + i) * n // (3 * _FEW), axis=axis)
-    step = next((s for s in range(min(step, n), 1, -1) if n // s % shards == 0), 1)
+    step = next((s for s in range(min(step, n), 1, -1) if n // s % pieces == 0), 1)
     start, size = (2 * i + 1) * step // 6, n // step
     return lax.slice_in_dim(x, start, start + (size - 1) * step + 1, step, axis)
 

@@ -14,6 +14,7 @@ from jaxnorm._over import Over
 from jaxnorm._passes import apart, copies, own, written
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
+from jaxnorm._rows import are_rows, united
 from jaxnorm._rule import with_tangent
 from jaxnorm._sums import Points, count, fill, sum_over, weigh
 
@@ -52,7 +53,7 @@ def _of_points(points: Points) -> list[Array]:
     n, total, squares = points.sums(1, None, None)
     real, dtype = squares.dtype, wide(x.dtype)
     kinds = (dtype, dtype, real, real, real)  # of a Sample, but for its weight
-    forms = Forms(_accurate if dtype != real else _cheap, _accurate, _tangent)
+    forms = Forms(_accurate if dtype != real else _cheap, _by_rows, _accurate, _tangent)
     fields = chosen(forms, over, kinds, squares, x, total, where, weight if where is not None else None)
     return [*fields, jnp.broadcast_to(jnp.asarray(n, real), squares.shape)]
 
@@ -61,17 +62,29 @@ def _points(over: Over, x: Array, where: Array | None, weight: Array | None) -> 
     return Points(over, x, where, over.size(x.shape) if weight is None else weight)
 
 
+def _few(x: Array) -> bool:
+    return isinstance(x.size, int) and x.size <= SMALL
+
+
 def _accurate(over: Over, _: Array, x: Array, *others: Any) -> Sequence[Array]:
     """About a pivot, in one read of x; with weights, or where x is small, in two: one finds the pivot."""
     _, where, weight = others
     points = _points(over, x, where, weight)
-    if where is None and not (isinstance(x.size, int) and x.size <= SMALL):
+    if not over.centered:
+        return points.about_zero()
+    if where is None and not _few(x):
         middle, size = pivot(x, over)
     else:
         wider = x.astype(wide(x.dtype))
         n, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
         middle, size = (divide(v, n) / HEADROOM for v in sums)
-    return points.about(1, middle if over.centered else None, *data_unit(size))[:-1]
+    return points.about(1, middle, *data_unit(size))[:-1]
+
+
+def _by_rows(over: Over, squares: Array, x: Array, total: Any, where: Any, weight: Any) -> Sequence[Array]:
+    """The same; on a TPU rows have no pivot, which is a tile more of each to read."""
+    rows = over.centered and where is None and not _few(x) and are_rows(x, over)
+    return united(x) if rows else _accurate(over, squares, x, total, where, weight)
 
 
 def _cheap(

@@ -1,14 +1,15 @@
 """Weighted sums over the points of x, and the sample that they are of."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, divide, times, wide
-from jaxnorm._law import Sample, pooled
+from jaxnorm._arithmetic import abs2, divide, shrink, times, wide
+from jaxnorm._law import Sample, in_units, pooled
 from jaxnorm._over import Over
 from jaxnorm._passes import apart, own, vectors, written
 
@@ -112,6 +113,15 @@ class Points(NamedTuple):
         """The sample, by sums about a pivot."""
         pivot = self.usable(pivot)
         return self.sample(pivot, unit, back, *self.sums(first, pivot, unit))
+
+    def about_zero(self) -> Sequence[Array]:
+        """The sample's fields, but its weight, by second moments in two units: one does not overflow."""
+        v = self.x.astype(wide(self.x.dtype))
+        less = shrink(jnp.finfo(v.dtype).dtype)
+        n, sums = self.totals(1, abs2(v), abs2(v * less))
+        var, tiny = (divide(total, n) for total in sums)
+        zero = jnp.zeros_like(var, v.dtype)
+        return in_units(zero, zero, var, tiny)
 
     def usable(self, pivot: Array | None) -> Array | None:
         """A pivot of one value for all passes, which can be filled in: in x's dtype."""

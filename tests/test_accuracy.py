@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from jaxnorm import _forms
 
-pytestmark = pytest.mark.usefixtures("form")
+pytestmark = [
+    pytest.mark.usefixtures("form"),
+    pytest.mark.parametrize("form", ["cpu form", "default form", "tpu form"], indirect=True, scope="module"),
+]
 
 ROWS, CHANNELS = 4096, 3
 VALUE, DX, DPARAMETER = 5e-6, 2e-5, 1e-5
@@ -85,6 +89,11 @@ def error(actual, expected, axis):
     return (np.abs(actual - expected).max(axis) / np.abs(expected).max(axis)).max()
 
 
+def value(axis):
+    """The greatest error allowed: XLA:CPU unites 4096 points of a row one by one, a TPU 128 at a time."""
+    return VALUE * 4 if axis == 1 and _forms.CPU_AS == "tpu" else VALUE
+
+
 def relative(actual, expected):
     actual = np.asarray(actual, np.float64)
     return np.abs(actual / np.asarray(expected).reshape(actual.shape) - 1).max()
@@ -97,7 +106,7 @@ def test_statistics(x, axis, masked):
     x, where = laid_out(x, axis, masked)
     m = jn.moments(x, axis, where=where)
     mean, var, *_ = exact(x, np.ones(CHANNELS), np.ones(CHANNELS), x, axis, where, 0)
-    assert relative(m.var, var) <= VALUE
+    assert relative(m.var, var) <= value(axis)
     spread = np.sqrt(np.squeeze(var, axis)) + np.abs(np.squeeze(mean, axis))
     assert (np.abs(np.asarray(m.mean, np.float64) - np.squeeze(mean, axis)) / spread).max() <= 1e-6
 
@@ -114,7 +123,7 @@ def test_y_and_gradients(x, axis, masked):
     y, pullback = jax.vjp(lambda *args: norm(*args, axis=axis, where=where, epsilon=epsilon), x, scale, bias)
     dx, dscale, dbias = pullback(ct)
     _, _, *expected = exact(x, scale, bias, ct, axis, where, epsilon)
-    assert error(y, expected[0], axis) <= VALUE
+    assert error(y, expected[0], axis) <= value(axis)
     assert error(dx, expected[1], axis) <= DX
     # a sum of 4096 products of either sign: relative to what is summed
     size = np.abs(np.asarray(ct) * np.asarray(expected[0])).sum(axis)

@@ -25,7 +25,7 @@ FLOORS = [
     {"_passes"},
     {"_affine", "_over"},
     {"_pivot", "_law", "_trees"},
-    {"_sums"},
+    {"_sums", "_rows"},
     {"_statistics"},
     {"_moments", "_average"},
     {"_standardize"},
