@@ -5,6 +5,7 @@ python -m benchmarks.overhead --sizes 4 5 6 7 8 --plot scaling.png
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,18 +144,25 @@ def step(library: str, w: _peers.Work, dtype: str) -> tuple[Callable[..., Any], 
     return run, (peer.params, peer.state, x, x)
 
 
-def prepared(programs: dict[str, tuple[Callable[..., Any], Any]]) -> dict[str, tuple[float, float]]:
-    """The least seconds to trace, and to trace, lower and compile, in turn."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+STAGES = ("traced", "lowered", "compiled", "in all")
+
+
+def prepared(programs: dict[str, tuple[Callable[..., Any], Any]]) -> dict[str, list[float]]:
+    """The least seconds that each of the stages takes, in turn."""
+    found: dict[str, list[list[float]]] = {name: [] for name in programs}
     for _ in range(REPEATS):
         for name, (function, args) in programs.items():
             jax.clear_caches()
-            start = time.perf_counter()
+            moments = [time.perf_counter()]
             traced = jax.jit(lambda *a, function=function: function(*a)).trace(*args)
-            middle = time.perf_counter()
-            traced.lower().compile()
-            found[name].append((middle - start, time.perf_counter() - start))
-    return {name: (min(t for t, _ in times), min(t for _, t in times)) for name, times in found.items()}
+            moments.append(time.perf_counter())
+            lowered = traced.lower()
+            moments.append(time.perf_counter())
+            lowered.compile()
+            moments.append(time.perf_counter())
+            stages = [end - start for start, end in itertools.pairwise(moments)]
+            found[name].append([*stages, moments[-1] - moments[0]])
+    return {name: [min(times) for times in zip(*rows, strict=True)] for name, rows in found.items()}
 
 
 def scaling(exponents: list[int], path: Path | None) -> None:
@@ -220,11 +228,11 @@ def main() -> None:
     }.items():
         times = prepared(programs)
         ours, theirs = times["jaxnorm"], times["flax linen"]
-        print(
-            f"{title}: traced in {ours[0]:.3f} s, {ours[0] / theirs[0]:.2f} x Flax; "
-            f"traced, lowered and compiled in {ours[1]:.3f} s, {ours[1] / theirs[1]:.2f} x Flax",
-            flush=True,
+        stages = (
+            f"{stage} {one * 1e3:.0f} ms, {one / other:.2f} x Flax"
+            for stage, one, other in zip(STAGES, ours, theirs, strict=True)
         )
+        print(f"{title}: {'; '.join(stages)}", flush=True)
 
 
 if __name__ == "__main__":
