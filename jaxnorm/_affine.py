@@ -10,6 +10,9 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, times, wide
 from jaxnorm._passes import apart, own, total, vectors
 
+# 4 / the largest root mean square is a normal number, and a quarter of no scale that matters is subnormal.
+_QUARTER = 0.25
+
 
 class Affine(NamedTuple):
     """What meets x: y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias."""
@@ -42,17 +45,23 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
 def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:
     """y, in one pass over x. Where not `keep`, y is the bias."""
     inner, outer = _split(x, a)
+    room: float | Array
     g, room = a.gain, HEADROOM
-    if a.mean is None:
+    if a.mean is None and outer is not None:  # no difference that could overflow, but a gain that is flushed
+        g, room, outer = g * (HEADROOM / _QUARTER), 1.0, outer.astype(wide(x.dtype)) * _QUARTER
+    elif a.mean is None:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
-        g, room = vectors(1, jnp.where(low, g, g * HEADROOM), jnp.where(low, HEADROOM, jnp.ones_like(g)))
+        g, room = jnp.where(low, g, g * HEADROOM), jnp.where(low, HEADROOM, jnp.ones_like(g))
     mul = times(g, inner)
     shift, late = (bias, None) if outer is None else (None, bias)
     shift = plus(shift, minus(times(a.low, mul, HEADROOM)))
-    room, mul, shift, late = (_met(x, v) for v in (room, mul, shift, late))
-    y = plus(center(own(x, 3, wide(x.dtype)), _met(x, a.mean, 1), keep, room) * mul, shift)
-    return (y if outer is None else plus(y * _met(x, outer, 1), late)).astype(dtype)
+    room, mean, mul, shift = _before(x, room, times(a.mean, HEADROOM), mul, shift)
+    y = plus(center(times(own(x, 3, wide(x.dtype)), room), mean, keep) * mul, shift)
+    if outer is not None:
+        (factor,) = _before(x, outer) if a.mean is None else [_met(x, outer, 1)]
+        y = plus(y * factor, _met(x, late))
+    return y.astype(dtype)
 
 
 def apply_tangent(
@@ -120,3 +129,11 @@ def _met(x: Array, v: Maybe, number: int = 0) -> Maybe:
         return own(v, number or 1, dtype)
     v = v.astype(dtype)
     return apart(number, v)[0] if number else v
+
+
+def _before(x: Array, *vs: Maybe) -> list[Maybe]:
+    """What meets x in one pass, and is computed before it: all that is small at once."""
+    dtype = wide(x.dtype)
+    small = [isinstance(v, Array) and v.shape != x.shape for v in vs]
+    written = iter(vectors(1, *(v.astype(dtype) for v, s in zip(vs, small, strict=True) if s)))
+    return [next(written) if s else _met(x, v) for v, s in zip(vs, small, strict=True)]

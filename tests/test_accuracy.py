@@ -163,10 +163,12 @@ def test_the_largest_numbers(axis, masked):
     assert np.isfinite(m.mean).all()
 
 
-def test_rms_norm_of_the_largest_numbers():
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_rms_norm_of_the_largest_numbers(scale):
     x = jnp.asarray(np.random.default_rng(0).uniform(-LARGEST, LARGEST, (4, 512)), jnp.float32)
     wide = np.asarray(x, np.float64)
-    assert error(jn.rms_norm(x), wide / np.sqrt((wide**2).mean(-1, keepdims=True)), 1) <= VALUE
+    y = jn.rms_norm(x, scale=None if scale is None else jnp.full(512, scale))
+    assert error(y, wide / np.sqrt((wide**2).mean(-1, keepdims=True)), 1) <= VALUE
 
 
 def test_one_overflowing_channel_leaves_the_others_alone():
