@@ -44,8 +44,9 @@ def pivot(x: Array, over: Over) -> tuple[Array, Array]:
 
 
 def unit(size: Array) -> tuple[Array, Array]:
-    """A power of two that brings data of this size near 1, and its inverse; 1 for smaller data: rare points
-    may be large.
+    """A power of two that brings data of this size near 1, and its inverse.
+
+    1 for smaller data: rare points may be large.
 
     In such units the square of no finite number overflows that is less than 10^19 times `size`.
     """

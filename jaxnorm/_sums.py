@@ -77,7 +77,6 @@ class Points(NamedTuple):
         """The weight, and the sums of d and |d|^2, d = unit * (x - pivot), in the passes from `first` on."""
         x, dtype = self.x, wide(self.x.dtype)
         shift = pivot if unit is None else times(pivot, unit)
-
         shift = None if shift is None else written(shift)
         pivot, unit, shift = (self.over.per_channel(v, x.shape) for v in (pivot, unit, shift))
         if pivot is not None:
@@ -92,27 +91,17 @@ class Points(NamedTuple):
         weight, sums = self.totals(first, *([d(first), square] if self.over.centered else [square]))
         return weight, sums[0] if self.over.centered else None, sums[-1]
 
-    def sample(self, pivot: Any, unit: Any, back: Any, weight: Any, total: Any, squares: Array) -> Sample:
-        """The sample that `sums` are of; `back` is 1 / unit."""
-        one = jnp.ones((), squares.dtype)
-        offset = jnp.zeros(squares.shape, wide(self.x.dtype)) if total is None else divide(total, weight)
-        if pivot is not None:
-            offset = written(offset)  # added twice, and rounded the same way
-        mean, low, (var,) = pooled(
-            times(pivot, one if unit is None else unit), offset, [(divide(squares, weight), 1.0)]
-        )
-        if unit is not None:
-            mean, low = times(mean, back), times(low, back)
-        unit, back, weight = (
-            jnp.broadcast_to(jnp.asarray(one if v is None else v, var.dtype), var.shape)
-            for v in (unit, back, weight)
-        )
-        return Sample(mean, low, var, unit, back, weight)
-
     def about(self, first: int, pivot: Array | None, unit: Array, back: Array) -> Sample:
-        """The sample, by sums about a pivot."""
+        """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
         pivot = self.usable(pivot)
-        return self.sample(pivot, unit, back, *self.sums(first, pivot, unit))
+        weight, total, squares = self.sums(first, pivot, unit)
+        # added twice, and rounded the same way
+        offset = (
+            jnp.zeros(squares.shape, wide(self.x.dtype)) if total is None else written(divide(total, weight))
+        )
+        mean, low, (var,) = pooled(times(pivot, unit), offset, [(divide(squares, weight), 1.0)])
+        others = (jnp.broadcast_to(jnp.asarray(v, var.dtype), var.shape) for v in (unit, back, weight))
+        return Sample(times(mean, back), times(low, back), var, *others)
 
     def about_zero(self) -> Sequence[Array]:
         """The sample's fields, but its weight, by second moments in two units: one does not overflow."""

@@ -98,21 +98,18 @@ class BatchNorm(nnx.BatchNorm):
 
     @compiled_method
     def _normalize(
-        self,
-        x: Array,
-        *conditions: Any,
-        mask: Any = None,
-        weights: Any = None,
-        scale: Any = None,
-        bias: Any = None,
-        train: Any,
-        updated: Any,
+        self, x: Array, *conditions: Any, train: Any, updated: Any, **options: Any
     ) -> tuple[Array, dict[str, Array]]:
         """y, and the statistics to store; only a relative is under conditions."""
+        return state.remembered(*self._prepared(x, *conditions, **options), train=train, updated=updated)
+
+    def _prepared(
+        self, x: Array, mask: Any = None, weights: Any = None, scale: Any = None, bias: Any = None
+    ) -> tuple[Any, dict[str, Array]]:
+        """The norm of x, as `state.remembered` calls it, and the statistics that it is by."""
         stats = {name: getattr(self, name)[...] for name in state.names(self)}
         own = own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias)
-        norm = partial(state.batch_norm, self, x, mask, weights, **own)
-        return state.remembered(norm, stats, train=train, updated=updated)
+        return partial(state.batch_norm, self, x, mask, weights, **own), stats
 
     @_as_flax_calls_it
     def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:

@@ -11,7 +11,6 @@ from jax import Array
 from jaxnorm import _family_state_layers as family
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _state_layers as state
-from jaxnorm._eager import compiled_method
 from jaxnorm.nnx._batch import BatchNorm, keep, remembered
 from jaxnorm.nnx._family import create_parameters, own_parameters
 
@@ -37,8 +36,7 @@ class Remembering(family.Remembering, BatchNorm):
         conditions, options = self.called(*args, **options)
         return remembered(self, x, *conditions.values(), **options)
 
-    @compiled_method
-    def _normalize(
+    def _prepared(
         self,
         x: Array,
         *conditions: Any,
@@ -46,14 +44,11 @@ class Remembering(family.Remembering, BatchNorm):
         weights: Any = None,
         scale: Any = None,
         bias: Any = None,
-        train: Any,
-        updated: Any,
-    ) -> tuple[Array, dict[str, Array]]:
+    ) -> tuple[Any, dict[str, Array]]:
         stats = {name: getattr(self, name)[...] for name in state.names(self, self.scheduled)}
-        own = own_parameters(self, x, scale=scale, bias=bias)
         given = dict(zip(self.conditions, conditions, strict=False))
-        norm = partial(self.remember, x, mask, weights, **own, **given)
-        return state.remembered(norm, stats, train=train, updated=updated)
+        own = own_parameters(self, x, scale=scale, bias=bias)
+        return partial(self.remember, x, mask, weights, **own, **given), stats
 
 
 class BatchRenorm(Remembering, family.BatchRenorm):
