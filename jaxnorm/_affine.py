@@ -1,6 +1,7 @@
 """Affine: what moments, scale and bias do to x, in one pass over it, and the derivative of that."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -8,19 +9,37 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, times, wide
-from jaxnorm._passes import apart, own, total, vectors
+from jaxnorm._passes import apart, own, total
 
 # 4 / the largest root mean square is a normal number, and a quarter of no scale that matters is subnormal.
 _QUARTER = 0.25
 
 
 class Affine(NamedTuple):
-    """What meets x: y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias."""
+    """y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias; None is 0, and a scale of 1."""
 
-    mean: Array | None  # written; None: 0
-    low: Array | None  # None: 0
+    mean: Maybe
+    low: Maybe
     gain: Array  # rsqrt(var + epsilon) / HEADROOM
-    scale: Array | None
+    scale: Maybe
+
+
+class Outside(NamedTuple):
+    """A scale and a bias that meet x by themselves: combined with the moments they would be as large as x."""
+
+    scale: Maybe
+    bias: Maybe
+
+
+def split(x: Array, stats: Sequence[Any], scale: Maybe, bias: Maybe) -> tuple[Maybe, Maybe, Outside]:
+    """scale and bias that are combined with moments of the shape `stats`, and those that are not."""
+
+    def crossed(v: Maybe) -> bool:
+        return v is not None and tuple(stats) != x.shape == jnp.broadcast_shapes(stats, v.shape)
+
+    if crossed(scale):
+        return None, None, Outside(scale, bias)
+    return (scale, None, Outside(None, bias)) if crossed(bias) else (scale, bias, Outside(None, None))
 
 
 def gain(var: Array, epsilon: Array, unit: Array | None = None) -> Array:
@@ -42,54 +61,76 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
     return -0.5 * change * rstd * g
 
 
-def apply(x: Array, a: Affine, bias: Maybe, keep: Maybe, dtype: DTypeLike) -> Array:
-    """y, in one pass over x. Where not `keep`, y is the bias."""
-    inner, outer = _split(x, a)
-    room: float | Array
-    g, room = a.gain, HEADROOM
-    if a.mean is None and outer is not None:  # no difference that could overflow, but a gain that is flushed
-        g, room, outer = g * (HEADROOM / _QUARTER), 1.0, outer.astype(wide(x.dtype)) * _QUARTER
-    elif a.mean is None:
+# ---------------------------------------------------------------- y
+
+
+class Pass(NamedTuple):
+    """What meets x in the pass that writes y = ((room * x - mean) * mul + shift) * outer."""
+
+    room: Maybe
+    mean: Maybe
+    mul: Array
+    shift: Maybe
+    outer: Maybe  # where it is not the scale
+
+
+def before(a: Affine, bias: Maybe, outer: Maybe, dtype: DTypeLike) -> Pass:
+    """All that is small, in the dtype of the arithmetic; `outer` is a scale that meets x by itself."""
+    g, room = a.gain, None
+    if a.mean is not None:
+        outer = None
+    elif outer is not None:  # no difference that could overflow, but a gain that is flushed
+        g, outer = g * (HEADROOM / _QUARTER), outer.astype(dtype) * _QUARTER
+    else:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
         g, room = jnp.where(low, g, g * HEADROOM), jnp.where(low, HEADROOM, jnp.ones_like(g))
-    mul = times(g, inner)
-    shift, late = (bias, None) if outer is None else (None, bias)
-    shift = plus(shift, minus(times(a.low, mul, HEADROOM)))
-    room, mean, mul, shift = _before(x, room, times(a.mean, HEADROOM), mul, shift)
-    y = plus(center(times(own(x, 3, wide(x.dtype)), room), mean, keep) * mul, shift)
-    if outer is not None:
-        (factor,) = _before(x, outer) if a.mean is None else [_met(x, outer, 1)]
-        y = plus(y * factor, _met(x, late))
-    return y.astype(dtype)
+    mul = times(g, 1.0 if a.scale is None else a.scale)
+    shift = plus(bias, minus(times(a.low, mul, HEADROOM)))
+    return Pass(*(v if v is None else v.astype(dtype) for v in (room, times(a.mean, HEADROOM), mul, shift, outer)))
 
 
-def apply_tangent(
-    x: Array,
-    a: Affine,
-    dtype: DTypeLike,
-    dx: Maybe,
-    dmean: Maybe,
-    dgain: Maybe,
-    dscale: Maybe,
-    dbias: Maybe,
-) -> Array:
-    """The linear map (dx, dmean, dgain, dscale, dbias) -> dy; None is an absent tangent.
+def apply(x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike) -> Array:
+    """y, in one pass over x. Where not `keep`, y is the bias."""
+    room = p.room
+    if room is None:
+        room = 1.0 if p.mean is None else HEADROOM
+    y = plus(center(times(own(x, 3, wide(x.dtype)), room), p.mean, keep) * p.mul, p.shift)
+    if outside.scale is not None:
+        y = y * (_met(x, outside.scale, 1) if p.outer is None else p.outer)
+    return plus(y, _met(x, outside.bias)).astype(dtype)
 
-    Everything small is combined BEFORE it meets x, in `along` and `plain`: the transpose then takes two
-    x-sized sums and no more, of the cotangent and of its product with x - mean. The parts are passes of
-    their own, and so are their transposes.
+
+# ---------------------------------------------------------------- its derivative
+
+
+def combined(
+    a: Affine, dmean: Maybe, dgain: Maybe, dscale: Maybe, dbias: Maybe, dtype: DTypeLike
+) -> tuple[Maybe, Maybe]:
+    """What x - mean is multiplied by, and what is added, in the tangent of y.
+
+    All that is small is combined BEFORE it meets x: the transpose then takes two x-sized sums and no more,
+    of the cotangent and of its product with x - mean.
     """
-    inner, outer = _split(x, a)
+    inner = 1.0 if a.scale is None else a.scale
     rstd, drstd = a.gain * HEADROOM, times(dgain, HEADROOM)
     mul = times(rstd, inner)
     dmean, drstd = devices.vary_together([dmean, drstd], mul)
-    along = times(drstd, inner)
-    plain = minus(times(dmean, mul))
-    if outer is None:
-        along = plus(along, times(dscale, rstd))
-        plain = plus(plain, dbias)
+    along = plus(times(drstd, inner), times(dscale, rstd))
+    plain = plus(minus(times(dmean, mul)), dbias)
     plain = plus(plain, minus(times(along, a.low)))
+    return tuple(v if v is None else v.astype(dtype) for v in (along, plain))
+
+
+def apply_tangent(
+    x: Array, a: Affine, outer: Maybe, dtype: DTypeLike, dx: Maybe, along: Maybe, plain: Maybe, d: Outside
+) -> Array:
+    """The linear map (dx, along, plain, d) -> dy; None is an absent tangent.
+
+    The parts are passes of their own, and so are their transposes.
+    """
+    rstd = a.gain * HEADROOM
+    mul = times(rstd, 1.0 if a.scale is None else a.scale)
     along, plain = devices.vary_together([along, plain], x)
 
     def centered(number: int) -> Array:
@@ -98,26 +139,16 @@ def apply_tangent(
     def scaled(v: Maybe, number: int) -> Maybe:
         return v if outer is None else times(v, _met(x, outer, number))
 
-    def tangent(v: Maybe) -> Maybe:
-        return _met(x, v) if v is None or v.shape == x.shape else vectors(1, v.astype(wide(x.dtype)))[0]
-
     parts = [
         scaled(times(dx, _met(x, mul, 1)), 2),
-        scaled(times(tangent(along), centered(5)), 3),
-        scaled(tangent(plain), 4),
+        scaled(times(_met(x, along), centered(5)), 3),
+        scaled(_met(x, plain), 4),
+        _met(x, d.bias),
     ]
     if outer is not None:
         hat = plus(centered(7) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
-        parts += [times(tangent(dscale), hat), tangent(dbias)]
+        parts.append(times(_met(x, d.scale), hat))
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
-
-
-def _split(x: Array, a: Affine) -> tuple[Array | float, Array | None]:
-    """scale as (inner, outer): multiplied into the gain, unless the product would be as large as x."""
-    if a.scale is None:
-        return 1.0, None
-    crossed = jnp.broadcast_shapes(a.gain.shape, a.scale.shape) == x.shape
-    return (1.0, a.scale) if crossed else (a.scale, None)
 
 
 def _met(x: Array, v: Maybe, number: int = 0) -> Maybe:
@@ -129,11 +160,3 @@ def _met(x: Array, v: Maybe, number: int = 0) -> Maybe:
         return own(v, number or 1, dtype)
     v = v.astype(dtype)
     return apart(number, v)[0] if number else v
-
-
-def _before(x: Array, *vs: Maybe) -> list[Maybe]:
-    """What meets x in one pass, and is computed before it: all that is small at once."""
-    dtype = wide(x.dtype)
-    small = [isinstance(v, Array) and v.shape != x.shape for v in vs]
-    written = iter(vectors(1, *(v.astype(dtype) for v, s in zip(vs, small, strict=True) if s)))
-    return [next(written) if s else _met(x, v) for v, s in zip(vs, small, strict=True)]

@@ -9,13 +9,14 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._affine import Affine, apply, apply_tangent, gain, gain_tangent
+from jaxnorm._affine import Affine, Pass, apply, apply_tangent, before, combined, gain, gain_tangent, split
 from jaxnorm._arithmetic import Maybe, one_plus, plus, times, wide
+from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, written
+from jaxnorm._passes import copies, together, written
 from jaxnorm._rule import with_tangent
-from jaxnorm._statistics import Taken, take, tangent, usable
+from jaxnorm._statistics import Taken, of_sums, points_of, take, tangent_sums, usable
 
 
 class Spec(NamedTuple):
@@ -39,60 +40,101 @@ def _primal(
     spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, near: Any, others: Any
 ) -> _Normalized:
     s = take(spec.over, x, where, near)
-    g, var = written(gain(s.var, epsilon, s.unit)), s.variance()
-    seen = None
-    if where is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
-        seen = s.weight > 0
-        g = jnp.where(seen, g, jnp.zeros_like(g))
-        seen = spec.over.per_channel(seen, x.shape)
-    r, d = _corrections(spec, s.mean + s.low, var, s.weight, epsilon, others)
+    scale, bias, outside = split(x, spec.over.channels(x.shape), scale, bias)
+    var, weight = s.variance(), jnp.broadcast_to(jnp.asarray(s.weight, s.var.dtype), s.var.shape)
+    keep = None if where is None else weight > 0
+    g, p = together(
+        _before, s, var, weight, keep, scale, bias, outside.scale, epsilon, others, spec=spec, shape=x.shape
+    )
+    keep = keep if keep is None else spec.over.per_channel(keep, x.shape)
+    y = apply(x, p, outside, keep, spec.dtype)
+    return _Normalized(y, s.mean, s.low, var, g, weight)
+
+
+def _before(
+    s: Sample,
+    var: Array,
+    weight: Array,
+    keep: Maybe,
+    scale: Maybe,
+    bias: Maybe,
+    outer: Maybe,
+    epsilon: Array,
+    others: Any,
+    *,
+    spec: Spec,
+    shape: Any,
+) -> tuple[Array, Pass]:
+    """What is small, before y: the gain, and what meets x."""
+    g = gain(s.var, epsilon, s.unit)
+    if keep is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
+        g = jnp.where(keep, g, jnp.zeros_like(g))
+    r, d = _corrections(spec, Moments(s.mean + s.low, var, weight), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
-    y = apply(x, _affine(spec, x, s.mean, s.low, g, _scaled(r, scale)), bias, seen, spec.dtype)
-    return _Normalized(y, s.mean, s.low, var, g, s.weight)
+    mean, low, channel_gain = (spec.over.per_channel(v, shape) for v in (s.mean, s.low, g))
+    a = Affine(mean, low, channel_gain, _scaled(r, scale))
+    return g, before(a if spec.over.centered else a._replace(mean=None, low=None), bias, outer, s.mean.dtype)
 
 
-def _corrections(
-    spec: Spec, mean: Array, var: Array, weight: Array, epsilon: Array, others: Any
-) -> tuple[Maybe, Maybe]:
+def _corrections(spec: Spec, m: Moments, epsilon: Array, others: Any) -> tuple[Maybe, Maybe]:
     """r and d, without a gradient, of y = (xhat * r + d) * scale + bias; None is 1, and is 0."""
     if spec.corrections is None:
         return None, None
-    return lax.stop_gradient(spec.corrections(Moments(mean, var, weight), epsilon, *others))
+    return lax.stop_gradient(spec.corrections(m, epsilon, *others))
 
 
 def _scaled(v: Maybe, scale: Maybe) -> Maybe:
     return scale if v is None else v if scale is None else times(v, scale)
 
 
-def _affine(spec: Spec, x: Array, mean: Array, low: Array, gain: Array, scale: Maybe) -> Affine:
-    mean, low, gain = (spec.over.per_channel(v, x.shape) for v in (mean, low, gain))
-    return Affine(mean, low, gain, scale) if spec.over.centered else Affine(None, None, gain, scale)
-
-
 def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
+    over = spec.over
+
     def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, *_: Any) -> Any:
         x, scale, where, epsilon, others, (mean, low, var, gain, weight) = kept
-        x = usable(x, where, spec.over.per_channel(mean, x.shape))
+        x = usable(x, where, over.per_channel(mean, x.shape))
         # x's tangent is converted once: a cotangent of x that is rounded twice is 15 times less exact
         d, twice = None, None
         if dx is not None:
             d, *twice = copies(dx, 3, wide(x.dtype))
         s = Taken(mean, low, var, weight)
-        dmean, dvar, dweight = tangent(spec.over, x, where, s, twice, dwhere)
-        dgain = gain_tangent(gain, dvar)
-        r, shift = _corrections(spec, mean + low, var, weight, epsilon, others)
-        dbias = plus(dbias, times(dscale, shift))
-        dscale = dscale if r is None else times(dscale, r)
-        dy = apply_tangent(
-            x,
-            _affine(spec, x, mean, low, gain, _scaled(r, scale)),
-            spec.dtype,
-            *(d, *(spec.over.per_channel(v, x.shape) for v in (dmean, dgain)), dscale, dbias),
+        r, shift = _corrections(spec, Moments(mean + low, var, weight), epsilon, others)
+        channels = over.channels(x.shape)
+        scale, _, outside = split(x, channels, _scaled(r, scale), None)
+        a = _affine(over, x, s, gain, scale)
+        first, second, dweight = tangent_sums(over, x, where, s, a.mean, twice, dwhere)
+        dscale, dbias, outer = split(x, channels, dscale, dbias)
+        moved = first, second, dscale
+        n = points_of(over, x, where, s)
+        along, plain, dmean, dvar, dgain = together(
+            _combined, dbias, low, gain, a, n, r, shift, moved=moved, over=over, shape=x.shape
         )
+        dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer)
         return dy, dmean, None, dvar, dgain, dweight
 
     x, scale, _, where, epsilon, _, others = args
     return linear, (x, scale, where, epsilon, others, out[1:])
+
+
+def _affine(over: Over, x: Array, s: Taken, gain: Array, scale: Maybe) -> Affine:
+    """What the passes over x share, one value a channel."""
+    mean, low, gain = (over.per_channel(v, x.shape) for v in (s.mean, s.low, gain))
+    if over.groups is not None:
+        mean, gain = written(mean, gain)
+    return Affine(mean, low, gain, scale) if over.centered else Affine(None, None, gain, scale)
+
+
+def _combined(
+    moved: Any, dbias: Maybe, low: Array, gain: Array, a: Affine, n: Any, r: Maybe, shift: Maybe, *, over: Over, shape: Any
+) -> tuple[Maybe, ...]:
+    """What is small, in the tangent: what meets x, and the tangents of mean, var and gain."""
+    first, second, dscale = moved
+    dmean, dvar = of_sums(first, second, low, n)
+    dgain = gain_tangent(gain, dvar)
+    dbias = plus(dbias, times(dscale, shift))
+    dscale = dscale if r is None else times(dscale, r)
+    of_channels = (over.per_channel(v, shape) for v in (dmean, dgain))
+    return *combined(a, *of_channels, dscale, dbias, low.dtype), dmean, dvar, dgain
 
 
 _normalize = with_tangent(_primal, _tangent)

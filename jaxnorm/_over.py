@@ -9,7 +9,6 @@ from jax import Array
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe
-from jaxnorm._passes import written
 
 
 class Over(NamedTuple):
@@ -51,7 +50,11 @@ class Over(NamedTuple):
         axis, _ = self.groups
         wide = (*v.shape[: axis + 1], self._members(shape), *v.shape[axis + 1 :])
         repeated = jnp.broadcast_to(jnp.expand_dims(v, axis + 1), wide)
-        return written(repeated.reshape(*v.shape[:axis], shape[axis], *v.shape[axis + 1 :]))
+        return repeated.reshape(*v.shape[:axis], shape[axis], *v.shape[axis + 1 :])
+
+    def channels(self, shape: Sequence[Any]) -> tuple[Any, ...]:
+        """The shape of what has one value a channel, of x of this shape."""
+        return tuple(1 if a in self.axes else n for a, n in enumerate(shape))
 
     def _members(self, shape: Sequence[Any]) -> Any:
         return 1 if self.groups is None else shape[self.groups[0]] // self.groups[1]

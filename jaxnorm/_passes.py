@@ -19,9 +19,10 @@ XLA merges equal barriers, so what tells two copies apart is the number of barri
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Primitive
@@ -50,9 +51,20 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
     return copies(v, 1, v.dtype if dtype is None else dtype, first=number)[0]
 
 
-def written(v: Array) -> Array:
-    """A small array, computed once: loops that computed it again would be slower, and may round otherwise."""
-    return _small.bind(v, number=0, solid=True)[0]
+def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
+    """f(*args), of small arrays, whose results are written out at once: loops do not compute them again.
+
+    With `moved`, arrays that f is linear in, f(moved, *args): its transpose is written out likewise.
+    """
+    if moved:
+        args = apart(0, *moved), *args
+    results, tree = jax.tree.flatten(f(*args, **options))
+    return jax.tree.unflatten(tree, vectors(0, *results))
+
+
+def written(*vs: Maybe) -> list[Maybe]:
+    """Small arrays, computed once: loops that computed them again would be slower, and may round otherwise."""
+    return vectors(0, *vs)
 
 
 def vectors(number: int, *vs: Maybe) -> list[Maybe]:
@@ -100,20 +112,27 @@ def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
 def _written(vs: Sequence[Array]) -> list[Array]:
     """Arrays that XLA does not compute again in the loops that use them; those alike, in one kernel."""
     out = list(vs)
-    kinds = [(v.shape, v.dtype) for v in vs]
-    for kind in set(kinds):
-        alike = [i for i, k in enumerate(kinds) if k == kind]
-        if len(alike) > 1:
-            # behind a barrier, or XLA takes apart again what it sees is stacked
-            for i, row in zip(
-                alike, lax.optimization_barrier(jnp.stack([vs[i] for i in alike])), strict=True
-            ):
-                out[i] = row
-        elif jnp.issubdtype(kind[1], jnp.floating):
+    shapes = [v.shape for v in vs]
+    for shape in set(shapes):
+        alike = [i for i, s in enumerate(shapes) if s == shape]
+        given = [vs[i] for i in alike]
+        if len(given) > 1:  # one reduction, each over itself and a zero: a kernel of several results
+            zeros = [jnp.zeros((), v.dtype) for v in given]
+            rows = [
+                lax.pad(v[None], zero, [(0, 1, 0), *[(0, 0, 0)] * v.ndim])
+                for v, zero in zip(given, zeros, strict=True)
+            ]
+            for i, v in zip(alike, lax.reduce(rows, zeros, _sums, (0,)), strict=True):
+                out[i] = v
+        elif jnp.issubdtype(given[0].dtype, jnp.floating):
             # a division, as it is not repeated; behind a barrier, or XLA sees what it is by
-            v, one = lax.optimization_barrier((vs[alike[0]], jnp.ones(*kind)))
+            v, one = lax.optimization_barrier((given[0], jnp.ones_like(given[0])))
             out[alike[0]] = v / one
     return out
+
+
+def _sums(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+    return [u + v for u, v in zip(a, b, strict=True)]
 
 
 def _add(*vs: Array, dtype: Any, first: int) -> Array:

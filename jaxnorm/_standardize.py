@@ -9,11 +9,11 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._affine import Affine, apply, apply_tangent, gain, gain_tangent
+from jaxnorm._affine import Affine, apply, apply_tangent, before, combined, gain, gain_tangent, split
 from jaxnorm._arithmetic import Maybe, minus, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
-from jaxnorm._passes import copies, written
+from jaxnorm._passes import copies, together
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import usable
 
@@ -28,17 +28,30 @@ class _Given(NamedTuple):
 def _given(
     dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, where: Any
 ) -> _Given:
+    shape = jnp.broadcast_shapes(mean.shape, var.shape)
+    scale, bias, outside = split(x, shape, scale, bias)
+    before = _before if shape == x.shape else partial(together, _before)  # moments of elements are not small
+    g, p = before(mean, var, scale, bias, outside.scale, epsilon, dtype=wide(x.dtype))
+    return _Given(apply(x, p, outside, None, dtype), g)
+
+
+def _before(mean: Array, var: Array, scale: Any, bias: Any, outer: Any, epsilon: Array, *, dtype: Any) -> Any:
     g = gain(var, epsilon)
-    return _Given(apply(x, Affine(written(mean), None, g, scale), bias, None, dtype), g)
+    return g, before(Affine(mean, None, g, scale), bias, outer, dtype)
 
 
 def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
     def linear(kept: Any, dx: Any, dmean: Any, dvar: Any, dscale: Any, dbias: Any, *_: Any) -> Any:
         x, affine, where = kept
+        shape = jnp.broadcast_shapes(affine.mean.shape, affine.gain.shape)
+        scale, _, outside = split(x, shape, affine.scale, None)
+        affine = affine._replace(scale=scale)
         dgain = gain_tangent(affine.gain, dvar)
         dx = None if dx is None else copies(dx, 1, wide(x.dtype))[0]
         x = usable(x, where, affine.mean)
-        return apply_tangent(x, affine, dtype, dx, dmean, dgain, dscale, dbias), dgain
+        dscale, dbias, d = split(x, shape, dscale, dbias)
+        along, plain = combined(affine, dmean, dgain, dscale, dbias, wide(x.dtype))
+        return apply_tangent(x, affine, outside.scale, dtype, dx, along, plain, d), dgain
 
     x, mean, _, scale, *_, where = args
     return linear, (x, Affine(mean, None, out.gain, scale), where)

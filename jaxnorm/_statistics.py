@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, dot, shrink, times, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, center, divide, dot, shrink, times, wide
 from jaxnorm._forms import Forms, chosen
-from jaxnorm._law import Sample, across, variance
+from jaxnorm._law import Sample, across
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, copies, own, written
+from jaxnorm._passes import apart, copies, own, together, written
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rows import are_rows, united
 from jaxnorm._rule import with_tangent
-from jaxnorm._sums import Points, count, fill, sum_over, weigh
+from jaxnorm._sums import Points, about, count, fill, sum_over, weigh
 
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums about 0 are retaken about
 # the mean where var is less than this part of |mean|^2.
@@ -28,13 +28,16 @@ SMALL = 100_000  # elements, of which a second read costs less than slices of th
 
 
 def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -> Sample:
-    """The statistics of x over axes and devices; `near` their mean, if the caller knows such a value."""
+    """The statistics of x over axes and devices; `near` their mean, if the caller knows such a value.
+
+    A weight is a number without `where`.
+    """
     n = count(over, x, where, jnp.finfo(wide(x.dtype)).dtype)
     points = Points(over, fill(x, where), where, n)
     if not isinstance(n, Array) and n == 0:  # no point at all: not even a pivot
         shape = [1 if a in over.axes else s for a, s in enumerate(x.shape)]
         none = over.per_group(jnp.zeros(shape, wide(x.dtype)), x.shape)
-        s = Sample(none, none, none.real, none.real + 1, none.real + 1, none.real)
+        s = Sample(none, none, none.real, none.real + 1, none.real + 1, n)
     elif near is not None:  # common to the devices: their points are pooled as if they were one's
         pivot = near.astype(wide(x.dtype)) if over.centered else None
         return points._replace(names=over.names).about(1, pivot, *data_unit(jnp.abs(near)))
@@ -43,19 +46,20 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
     if not over.names.names:
         return s
     s = across(over.names, s, centered=over.centered, equal=where is None)
-    return s._replace(mean=written(s.mean), low=written(s.low))
+    mean, low = written(s.mean, s.low)
+    return s._replace(mean=mean, low=low)
 
 
-def _of_points(points: Points) -> list[Array]:
+def _of_points(points: Points) -> list[Any]:
     """The statistics of one device's points: the CPU's sums, or those of other backends, which drop these."""
     over, x, where, weight, _ = points
     over = over._replace(names=devices.Names())
-    n, total, squares = points.sums(1, None, None)
+    n, total, squares = points.sums(1, None, None, None)
     real, dtype = squares.dtype, wide(x.dtype)
     kinds = (dtype, dtype, real, real, real)  # of a Sample, but for its weight
     forms = Forms(_accurate if dtype != real else _cheap, _by_rows, _accurate, _tangent)
     fields = chosen(forms, over, kinds, squares, x, total, where, weight if where is not None else None)
-    return [*fields, jnp.broadcast_to(jnp.asarray(n, real), squares.shape)]
+    return [*fields, n]
 
 
 def _points(over: Over, x: Array, where: Array | None, weight: Array | None) -> Points:
@@ -88,48 +92,41 @@ def _by_rows(over: Over, squares: Array, x: Array, total: Any, where: Any, weigh
 
 
 def _cheap(
-    over: Over, squares: Array, x: Array, total: Array | None, where: Array | None, weight: Array | None
+    over: Over, squares: Array, x: Array, total: Maybe, where: Maybe, weight: Maybe
 ) -> Sequence[Array]:
-    """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found.
-
-    Each kernel of a program takes some 10 ms to compile, however small: what can be is one array.
-    """
-    n = _points(over, x, where, weight).weight
-    less = shrink(squares.dtype)
+    """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
+    points = _points(over, x, where, weight)
+    one, centered = jnp.ones_like(squares), over.centered
 
     def units(squares: Array) -> list[Array]:
-        return [jnp.where(squares == jnp.inf, v, jnp.ones_like(squares)) for v in (less, 1 / less)]
+        less = shrink(squares.dtype)
+        return [lax.select(squares == jnp.inf, jnp.full_like(one, v), one) for v in (less, 1 / less)]
 
-    def fields(mean: Any, back: Any, total: Any, squares: Array) -> Array:
-        """mean, what it lacks, and var, as one array; about 0 var alone.
+    def kept(fields: Sequence[Array]) -> list[Array]:
+        """mean, what it lacks, and var; about 0 var alone.
 
         With a mask 0 beside it: a backward pass that fills x with it, and no constant, waits until it may.
         """
-        second = divide(squares, n)
-        if not over.centered:
-            return second[None] if where is None else jnp.stack([jnp.zeros_like(second), second])
-        offset = divide(total, n)
-        low = jnp.zeros_like(offset) if mean is None else offset * back
-        return jnp.stack([offset if mean is None else mean, low, variance(second, offset)])
+        mean, low, var, *_ = fields
+        return [mean, low, var] if centered else [var] if where is None else [mean, var]
 
-    def again(x: Array, squares: Array, _: Array) -> Array:
+    def again(x: Array, squares: Array, *_: Array) -> list[Array]:
         points = _points(over, x, where, weight)
-        unit, back = units(squares)
-        unit, mean = written(unit), None
-        if over.centered:  # in units, as the sum itself may have overflowed
-            sized = own(x, 1, unit.dtype) * apart(1, over.per_channel(unit, x.shape))[0]
-            mean = points.usable(divide(points.totals(1, sized)[1][0], n) * back)
-        return fields(mean, back, *points.sums(2, mean, unit)[1:])
+        middle = None
+        if centered:  # with room, as the sum itself may have overflowed
+            _, (room,) = points.totals(1, own(x, 1, squares.dtype) * HEADROOM)
+            middle = divide(room, points.weight) / HEADROOM
+        return kept(points.about(2, middle, *units(squares)))
 
-    first = fields(None, None, total, squares)
+    found = written(*kept(about(None, total, squares, points.weight, one, dtype=squares.dtype)))
     large = squares == jnp.inf
-    far = first[2] < _FAR * abs2(first[0]) if over.centered else large
-    # both at once: XLA:CPU takes one such sum in two kernels
+    far = found[-1] < _FAR * abs2(found[0]) if centered else large
+    # both at once: XLA:CPU takes one such sum in several kernels
     poor = lax.reduce((far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim))
-    found = lax.cond(poor[0] | poor[1], again, lambda *args: args[-1], x, squares, first)
-    if not over.centered:
+    found = lax.cond(poor[0] | poor[1], again, lambda x, squares, *found: list(found), x, squares, *found)
+    if not centered:
         zero = jnp.zeros_like(squares)
-        return zero if where is None else found[0], zero, found[-1], *units(squares)
+        found = [zero if where is None else found[0], zero, found[-1]]
     return *found, *units(squares)
 
 
@@ -145,46 +142,78 @@ class Taken(NamedTuple):
     weight: Array
 
 
-def tangent(
+def tangent_sums(
     over: Over,
     x: Array,
     where: Array | None,
     s: Taken,
+    mean: Maybe,
     dx: Sequence[Array] | None,
     dw: Array | None,
-) -> tuple[Array | None, Array | None, Array | None]:
-    """The linear map (dx, dwhere) -> (dmean, dvar, dweight); None is an absent tangent.
+) -> tuple[Maybe, Maybe, Maybe]:
+    """What a tangent (dx, dwhere) of x and the weights comes to: three sums; None is an absent tangent.
 
-    dmean = E[dx] + sum(dw * (x - mean)) / n,  dvar = 2 E[(x - mean) dx] + sum(dw * (|x - mean|^2 - var)) / n
+    sum(dx) + sum(dw * c),  sum(c * dx) + sum(dw * (|c|^2 - var)) / 2,  sum(dw),  with c = x - mean
 
-    x is `usable`; `dx` holds two copies of the tangent, in the statistics' dtype.
+    x is `usable`, `mean` that of each channel; `dx` holds two copies of the tangent, in the statistics' dtype.
     """
     if dx is None and dw is None:
         return None, None, None
     dtype = s.mean.dtype
-    mean = over.per_channel(s.mean, x.shape)
-    n = s.weight
-    if where is None:
-        n = count(over, x, None, dtype) * devices.size(over.names)
     first: list[Array] = []
     second: list[Array] = []
     dweight: list[Array] = []
     if dx is not None:
         a, b = (weigh(fill(v, where), where, 4) for v in dx)
         c = center(own(x, 4, dtype), *apart(2, mean))
-        along_mean, along = apart(1, sum_over(over, a), sum_over(over, dot(c, b)))
-        first.append(along_mean)
-        second.append(2 * (along - dot(s.low, along_mean)))
+        first.append(sum_over(over, a))
+        second.append(sum_over(over, dot(c, b)))
     if dw is not None:
         c = center(own(x, 6, dtype), *apart(4, mean)) - over.per_channel(s.low, x.shape)
-        first.append(sum_over(over, dw.astype(dtype) * c))
-        second.append(sum_over(over, dw.astype(s.var.dtype) * (abs2(c) - over.per_channel(s.var, x.shape))))
+        change = sum_over(over, dw.astype(dtype) * c)
+        first.append(change)
+        size = abs2(c) - over.per_channel(s.var, x.shape)
+        # c is exact here, and what it lacks is taken off below
+        second.append(sum_over(over, dw.astype(s.var.dtype) * size) / 2 + dot(s.low, change))
         dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), s.weight.shape))
     centered = [sum(first[1:], first[0])] if over.centered else []
     sums = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])
-    dmean = divide(sums.pop(0), n) if over.centered else None
-    dvar = divide(sums.pop(0), n)
-    return dmean, dvar, sums.pop(0) if dweight else None
+    dmean = sums.pop(0) if over.centered else None
+    return dmean, sums.pop(0), sums.pop(0) if dweight else None
+
+
+def of_sums(first: Maybe, second: Maybe, low: Array, n: Any) -> tuple[Maybe, Maybe]:
+    """The tangents of mean and var.
+
+    dmean = E[dx] + sum(dw * c) / n,  dvar = 2 E[(x - mean) dx] + sum(dw * (|x - mean|^2 - var)) / n
+    """
+    if second is None:
+        return None, None
+    if first is None:
+        return None, divide(2 * second, n)
+    return divide(first, n), divide(2 * (second - dot(low, first)), n)
+
+
+def _of_sums(moved: Any, low: Array, n: Any) -> tuple[Maybe, Maybe]:
+    return of_sums(*moved, low, n)
+
+
+def points_of(over: Over, x: Array, where: Array | None, s: Taken) -> Any:
+    """How many points the statistics are of: a number without weights."""
+    if where is None:
+        return count(over, x, None, s.mean.dtype) * devices.size(over.names)
+    return s.weight
+
+
+def tangent(
+    over: Over, x: Array, where: Array | None, s: Taken, dx: Maybe, dw: Maybe
+) -> tuple[Maybe, Maybe, Maybe]:
+    """The linear map (dx, dwhere) -> (dmean, dvar, dweight); None is an absent tangent."""
+    twice = None if dx is None else copies(dx, 2, s.mean.dtype)
+    mean = over.per_channel(s.mean, x.shape) if over.centered else None
+    first, second, dweight = tangent_sums(over, usable(x, where, s.mean if mean is None else mean), where, s, mean, twice, dw)
+    n = points_of(over, x, where, s)
+    return *together(_of_sums, s.low, n, moved=(first, second)), dweight
 
 
 def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array | None]:
@@ -193,8 +222,7 @@ def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array 
     mean, low, var, unit, back = results
     n = jnp.broadcast_to(jnp.asarray(_points(over, x, where, weight).weight, var.dtype), var.shape)
     s = Taken(mean, low, Sample(mean, low, var, unit, back, n).variance(), n)
-    twice = None if dx is None else copies(dx, 2, mean.dtype)
-    dmean, dvar, _ = tangent(over, x, where, s, twice, dw)
+    dmean, dvar, _ = tangent(over, x, where, s, dx, dw)
     return dmean, None, times(dvar, unit, unit), None, None
 
 
@@ -208,15 +236,13 @@ def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:
 
 def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> Taken:
     s = take(over, x, where, near)
-    return Taken(s.mean, s.low, s.variance(), s.weight)
+    weight = jnp.broadcast_to(jnp.asarray(s.weight, s.var.dtype), s.var.shape)
+    return Taken(s.mean, s.low, s.variance(), weight)
 
 
 def _take_tangent(over: Over, args: Any, out: Taken) -> Any:
     def linear(kept: Any, dx: Array | None, dw: Array | None, _: Any) -> Any:
-        x, where, s = kept
-        x = usable(x, where, s.mean)
-        twice = None if dx is None else copies(dx, 2, s.mean.dtype)
-        dmean, dvar, dweight = tangent(over, x, where, s, twice, dw)
+        dmean, dvar, dweight = tangent(over, *kept, dx, dw)
         return dmean, None, dvar, dweight
 
     x, where, _ = args

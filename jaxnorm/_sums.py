@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, divide, shrink, times, wide
+from jaxnorm._arithmetic import Maybe, abs2, divide, shrink, times, wide
 from jaxnorm._law import Sample, in_units, pooled
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, own, vectors, written
+from jaxnorm._passes import apart, own, together, written
 
 
 def fill(x: Array, where: Array | None, value: Array | float = 0.0, *, finite: bool = False) -> Array:
@@ -39,7 +39,7 @@ def sum_over(over: Over, v: Array) -> Array:
     if over.groups is None:
         return channels
     # written out, or XLA:CPU makes of the two sums one of all over x, which it is slow at
-    return over.per_group(vectors(1, channels)[0], v.shape)
+    return over.per_group(*written(channels), v.shape)
 
 
 def count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
@@ -73,12 +73,12 @@ class Points(NamedTuple):
         # unmasked: the count does not travel
         return self.weight * devices.size(self.names), devices.psum(self.names, sums)
 
-    def sums(self, first: int, pivot: Array | None, unit: Array | None) -> tuple[Any, Any, Array]:
-        """The weight, and the sums of d and |d|^2, d = unit * (x - pivot), in the passes from `first` on."""
+    def sums(self, first: int, pivot: Maybe, unit: Maybe, shift: Maybe) -> tuple[Any, Any, Array]:
+        """The weight, and the sums of d and |d|^2, d = unit * x - shift, in the passes from `first` on.
+
+        These are one value a channel, and computed beforehand; `pivot` is shift / unit, and fills x.
+        """
         x, dtype = self.x, wide(self.x.dtype)
-        shift = pivot if unit is None else times(pivot, unit)
-        shift = None if shift is None else written(shift)
-        pivot, unit, shift = (self.over.per_channel(v, x.shape) for v in (pivot, unit, shift))
         if pivot is not None:
             x = fill(x, self.where, *apart(first, pivot))
 
@@ -91,17 +91,17 @@ class Points(NamedTuple):
         weight, sums = self.totals(first, *([d(first), square] if self.over.centered else [square]))
         return weight, sums[0] if self.over.centered else None, sums[-1]
 
-    def about(self, first: int, pivot: Array | None, unit: Array, back: Array) -> Sample:
+    def about(self, first: int, pivot: Maybe, unit: Array, back: Array) -> Sample:
         """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
-        pivot = self.usable(pivot)
-        weight, total, squares = self.sums(first, pivot, unit)
-        # added twice, and rounded the same way
-        offset = (
-            jnp.zeros(squares.shape, wide(self.x.dtype)) if total is None else written(divide(total, weight))
-        )
-        mean, low, (var,) = pooled(times(pivot, unit), offset, [(divide(squares, weight), 1.0)])
-        others = (jnp.broadcast_to(jnp.asarray(v, var.dtype), var.shape) for v in (unit, back, weight))
-        return Sample(times(mean, back), times(low, back), var, *others)
+        fills = None if self.where is None else self.x.dtype
+        pivot, unit, shift = together(_shifted, pivot, unit, fills=fills)
+        met = [self.over.per_channel(v, self.x.shape) for v in (pivot, unit, shift)]
+        if self.over.groups is not None:
+            met = written(*met)
+        weight, total, squares = self.sums(first, *met)
+        unit, back = (jnp.broadcast_to(v, squares.shape) for v in (unit, back))
+        fields = together(about, shift, total, squares, weight, back, dtype=wide(self.x.dtype))
+        return Sample(*fields, unit, back, weight)
 
     def about_zero(self) -> Sequence[Array]:
         """The sample's fields, but its weight, by second moments in two units: one does not overflow."""
@@ -112,8 +112,19 @@ class Points(NamedTuple):
         zero = jnp.zeros_like(var, v.dtype)
         return in_units(zero, zero, var, tiny)
 
-    def usable(self, pivot: Array | None) -> Array | None:
-        """A pivot of one value for all passes, which can be filled in: in x's dtype."""
-        if pivot is None or self.where is None:
-            return pivot
-        return written(pivot.astype(self.x.dtype).astype(pivot.dtype))
+
+def _shifted(pivot: Maybe, unit: Array, *, fills: Any) -> tuple[Maybe, Array, Maybe]:
+    """The pivot that fills x of this dtype where it is masked, the unit, and the pivot in units."""
+    if fills is None:
+        return None, unit, times(pivot, unit)
+    pivot = pivot if pivot is None else pivot.astype(fills).astype(pivot.dtype)
+    return pivot, unit, times(pivot, unit)
+
+
+def about(
+    shift: Maybe, total: Maybe, squares: Array, weight: Any, back: Array, *, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """mean, what it lacks, and var in units, of sums about a pivot that is `shift` in units."""
+    offset = jnp.zeros_like(squares, dtype) if total is None else divide(total, weight)
+    mean, low, (var,) = pooled(shift, offset, [(divide(squares, weight), 1.0)])
+    return times(mean, back), times(low, back), var
