@@ -1,7 +1,7 @@
 """The law of total variance, by which all Moments combine: those of points, of batches, of devices."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -18,7 +18,11 @@ class Sample(NamedTuple):
     var: Array  # in units of 1 / unit^2, where it does not overflow
     unit: Array  # a power of two
     back: Array  # 1 / unit
-    weight: Array
+    weight: Any  # a number without weights: it never travels
+
+    def weights(self) -> Array:
+        """The weight of each statistic, as an array."""
+        return jnp.broadcast_to(jnp.asarray(self.weight, self.var.dtype), self.var.shape)
 
     def variance(self) -> Array:
         """The variance of the points themselves: infinite where that overflows."""

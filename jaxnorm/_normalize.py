@@ -41,39 +41,27 @@ def _primal(
 ) -> _Normalized:
     s = take(spec.over, x, where, near)
     scale, bias, outside = split(x, spec.over.channels(x.shape), scale, bias)
-    var, weight = s.variance(), jnp.broadcast_to(jnp.asarray(s.weight, s.var.dtype), s.var.shape)
-    keep = None if where is None else weight > 0
-    g, p = together(
-        _before, s, var, weight, keep, scale, bias, outside.scale, epsilon, others, spec=spec, shape=x.shape
-    )
-    keep = keep if keep is None else spec.over.per_channel(keep, x.shape)
-    y = apply(x, p, outside, keep, spec.dtype)
-    return _Normalized(y, s.mean, s.low, var, g, weight)
+    weight = s.weights()
+    seen = None if where is None else weight > 0
+    arrays = seen, scale, bias, outside.scale, epsilon, others
+    (mean, low, var), g, p = together(_before, s, *arrays, spec=spec, shape=x.shape)
+    keep = None if seen is None else spec.over.per_channel(seen, x.shape)
+    return _Normalized(apply(x, p, outside, keep, spec.dtype), mean, low, var, g, weight)
 
 
 def _before(
-    s: Sample,
-    var: Array,
-    weight: Array,
-    keep: Maybe,
-    scale: Maybe,
-    bias: Maybe,
-    outer: Maybe,
-    epsilon: Array,
-    others: Any,
-    *,
-    spec: Spec,
-    shape: Any,
-) -> tuple[Array, Pass]:
-    """What is small, before y: the gain, and what meets x."""
-    g = gain(s.var, epsilon, s.unit)
-    if keep is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
-        g = jnp.where(keep, g, jnp.zeros_like(g))
-    r, d = _corrections(spec, Moments(s.mean + s.low, var, weight), epsilon, others)
+    s: Sample, seen: Maybe, scale: Maybe, bias: Maybe, outer: Maybe, epsilon: Array, others: Any, *, spec: Spec, shape: Any
+) -> tuple[tuple[Array, Array, Array], Array, Pass]:
+    """What is small, before y: mean, low and var, the gain, and what meets x."""
+    g, var = gain(s.var, epsilon, s.unit), s.variance()
+    if seen is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
+        g = jnp.where(seen, g, jnp.zeros_like(g))
+    r, d = _corrections(spec, Moments(s.mean + s.low, var, s.weights()), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
     mean, low, channel_gain = (spec.over.per_channel(v, shape) for v in (s.mean, s.low, g))
     a = Affine(mean, low, channel_gain, _scaled(r, scale))
-    return g, before(a if spec.over.centered else a._replace(mean=None, low=None), bias, outer, s.mean.dtype)
+    a = a if spec.over.centered else a._replace(mean=None, low=None)
+    return (s.mean, s.low, var), g, before(a, bias, outer, s.mean.dtype)
 
 
 def _corrections(spec: Spec, m: Moments, epsilon: Array, others: Any) -> tuple[Maybe, Maybe]:

@@ -21,6 +21,7 @@ from jaxnorm._sums import Points, about, count, fill, sum_over, weigh
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums about 0 are retaken about
 # the mean where var is less than this part of |mean|^2.
 _FAR = 0.25
+Sums = tuple[Maybe, Maybe, Array]  # the pivot in units, and the sums of d and |d|^2 about it
 SMALL = 100_000  # elements, of which a second read costs less than slices of them
 
 
@@ -45,9 +46,7 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
         s = Sample(*_of_points(points))
     if not over.names.names:
         return s
-    s = across(over.names, s, centered=over.centered, equal=where is None)
-    mean, low = written(s.mean, s.low)
-    return s._replace(mean=mean, low=low)
+    return across(over.names, s, centered=over.centered, equal=where is None)
 
 
 def _of_points(points: Points) -> list[Any]:
@@ -96,41 +95,35 @@ def _cheap(
 ) -> Sequence[Array]:
     """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
     points = _points(over, x, where, weight)
-    one, centered = jnp.ones_like(squares), over.centered
-
-    def units(squares: Array) -> list[Array]:
-        less = shrink(squares.dtype)
-        return [lax.select(squares == jnp.inf, jnp.full_like(one, v), one) for v in (less, 1 / less)]
-
-    def kept(fields: Sequence[Array]) -> list[Array]:
-        """mean, what it lacks, and var; about 0 var alone.
-
-        With a mask 0 beside it: a backward pass that fills x with it, and no constant, waits until it may.
-        """
-        mean, low, var, *_ = fields
-        return [mean, low, var] if centered else [var] if where is None else [mean, var]
-
-    def again(x: Array, squares: Array, *_: Array) -> list[Array]:
-        points = _points(over, x, where, weight)
-        middle = None
-        if centered:  # with room, as the sum itself may have overflowed
-            _, (room,) = points.totals(1, own(x, 1, squares.dtype) * HEADROOM)
-            middle = divide(room, points.weight) / HEADROOM
-        return kept(points.about(2, middle, *units(squares)))
-
-    found = written(*kept(about(None, total, squares, points.weight, one, dtype=squares.dtype)))
-    large = squares == jnp.inf
-    far = found[-1] < _FAR * abs2(found[0]) if centered else large
+    n, large = points.weight, squares == jnp.inf
+    mean, _, var = about(None, total, squares, n, None, squares.dtype)
+    far = var < _FAR * abs2(mean) if over.centered else large
     # both at once: XLA:CPU takes one such sum in several kernels
     poor = lax.reduce((far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim))
-    found = lax.cond(poor[0] | poor[1], again, lambda x, squares, *found: list(found), x, squares, *found)
-    if not centered:
-        zero = jnp.zeros_like(squares)
-        found = [zero if where is None else found[0], zero, found[-1]]
-    return *found, *units(squares)
+    unit, back = (
+        lax.select(large, jnp.full_like(var, v), jnp.ones_like(var))
+        for v in (shrink(var.dtype), 1 / shrink(var.dtype))
+    )
+
+    def again(x: Array, unit: Array, *_: Any) -> Sums:
+        points = _points(over, x, where, weight)
+        middle = None
+        if over.centered:  # with room, as the sum itself may have overflowed
+            _, (room,) = points.totals(1, own(x, 1, unit.dtype) * HEADROOM)
+            middle = divide(room, n) / HEADROOM
+        shift, _, *sums = points.around(2, middle, unit)
+        return shift, *sums
+
+    def kept(x: Array, unit: Array, sums: Sums) -> Sums:
+        return sums
+
+    sums = jnp.zeros_like(squares) if over.centered else None, total, squares
+    shift, total, squares = lax.cond(poor[0] | poor[1], again, kept, x, unit, sums)
+    return *about(shift, total, squares, n, back, squares.dtype), unit, back
 
 
 # ---------------------------------------------------------------- their derivative
+
 
 
 class Taken(NamedTuple):
@@ -236,8 +229,7 @@ def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:
 
 def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> Taken:
     s = take(over, x, where, near)
-    weight = jnp.broadcast_to(jnp.asarray(s.weight, s.var.dtype), s.var.shape)
-    return Taken(s.mean, s.low, s.variance(), weight)
+    return Taken(*written(s.mean, s.low, s.variance()), s.weights())
 
 
 def _take_tangent(over: Over, args: Any, out: Taken) -> Any:

@@ -91,17 +91,18 @@ class Points(NamedTuple):
         weight, sums = self.totals(first, *([d(first), square] if self.over.centered else [square]))
         return weight, sums[0] if self.over.centered else None, sums[-1]
 
-    def about(self, first: int, pivot: Maybe, unit: Array, back: Array) -> Sample:
-        """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
+    def around(self, first: int, pivot: Maybe, unit: Array) -> tuple[Maybe, Any, Maybe, Array]:
+        """A pivot in units, and the weight and the sums about it."""
         fills = None if self.where is None else self.x.dtype
         pivot, unit, shift = together(_shifted, pivot, unit, fills=fills)
         met = [self.over.per_channel(v, self.x.shape) for v in (pivot, unit, shift)]
-        if self.over.groups is not None:
-            met = written(*met)
-        weight, total, squares = self.sums(first, *met)
+        return shift, *self.sums(first, *(met if self.over.groups is None else written(*met)))
+
+    def about(self, first: int, pivot: Maybe, unit: Array, back: Array) -> Sample:
+        """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
+        shift, weight, total, squares = self.around(first, pivot, unit)
         unit, back = (jnp.broadcast_to(v, squares.shape) for v in (unit, back))
-        fields = together(about, shift, total, squares, weight, back, dtype=wide(self.x.dtype))
-        return Sample(*fields, unit, back, weight)
+        return Sample(*about(shift, total, squares, weight, back, wide(self.x.dtype)), unit, back, weight)
 
     def about_zero(self) -> Sequence[Array]:
         """The sample's fields, but its weight, by second moments in two units: one does not overflow."""
@@ -122,9 +123,9 @@ def _shifted(pivot: Maybe, unit: Array, *, fills: Any) -> tuple[Maybe, Array, Ma
 
 
 def about(
-    shift: Maybe, total: Maybe, squares: Array, weight: Any, back: Array, *, dtype: Any
+    shift: Maybe, total: Maybe, squares: Array, weight: Any, back: Maybe, dtype: Any
 ) -> tuple[Array, Array, Array]:
     """mean, what it lacks, and var in units, of sums about a pivot that is `shift` in units."""
     offset = jnp.zeros_like(squares, dtype) if total is None else divide(total, weight)
     mean, low, (var,) = pooled(shift, offset, [(divide(squares, weight), 1.0)])
-    return times(mean, back), times(low, back), var
+    return (mean, low, var) if back is None else (times(mean, back), times(low, back), var)
