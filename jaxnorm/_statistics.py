@@ -95,31 +95,54 @@ def _cheap(
 ) -> Sequence[Array]:
     """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
     points = _points(over, x, where, weight)
-    n, large = points.weight, squares == jnp.inf
-    mean, _, var = about(None, total, squares, n, None, squares.dtype)
-    far = var < _FAR * abs2(mean) if over.centered else large
-    # both at once: XLA:CPU takes one such sum in several kernels
-    poor = lax.reduce((far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim))
-    unit, back = (
-        lax.select(large, jnp.full_like(var, v), jnp.ones_like(var))
-        for v in (shrink(var.dtype), 1 / shrink(var.dtype))
-    )
+    n, centered, few = points.weight, over.centered, _few(x)
 
-    def again(x: Array, unit: Array, *_: Any) -> Sums:
+    def again(x: Array, _: Maybe, squares: Array) -> list[Maybe]:
         points = _points(over, x, where, weight)
         middle = None
-        if over.centered:  # with room, as the sum itself may have overflowed
-            _, (room,) = points.totals(1, own(x, 1, unit.dtype) * HEADROOM)
+        if centered:  # with room, as the sum itself may have overflowed
+            _, (room,) = points.totals(1, own(x, 1, squares.dtype) * HEADROOM)
             middle = divide(room, n) / HEADROOM
-        shift, _, *sums = points.around(2, middle, unit)
-        return shift, *sums
+        shift, _, *sums = points.around(2, middle, _unit(squares)[0])
+        return [*sums, shift]
 
-    def kept(x: Array, unit: Array, sums: Sums) -> Sums:
-        return sums
+    def bare(*vs: Maybe) -> list[Maybe]:
+        """Without the axes of size 1, by which XLA:CPU tells layouts apart that are one, and copies."""
+        return [v if v is None else jnp.squeeze(v, over.axes) for v in vs]
 
-    sums = jnp.zeros_like(squares) if over.centered else None, total, squares
-    shift, total, squares = lax.cond(poor[0] | poor[1], again, kept, x, unit, sums)
-    return *about(shift, total, squares, n, back, squares.dtype), unit, back
+    if few:  # it costs less than to ask
+        *sums, shift = again(x, total, squares)
+    else:
+        poor = _poor(squares, total, n)
+        found = lax.cond(
+            poor,
+            lambda *args: bare(*again(*args)),
+            lambda _, *sums: bare(*sums, sums[0]),  # no zeros, which would be a kernel
+            *(x, total, squares),
+        )
+        *sums, shift = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
+        if centered:
+            shift = lax.select(jnp.broadcast_to(poor, shift.shape), shift, jnp.zeros_like(shift))
+    unit, back = _unit(squares)
+    return *about(shift, *sums, n, back, squares.dtype), unit, back
+
+
+def _poor(squares: Array, total: Maybe, n: Any) -> Array:
+    """Whether sums about 0 overflow, or do not tell the variance of something."""
+    mean, _, var = about(None, total, squares, n, None, squares.dtype)
+    large = squares == jnp.inf
+    far = large if total is None else var < _FAR * abs2(mean)
+    # both at once: XLA:CPU takes one such sum in several kernels
+    far, large = lax.reduce(
+        (far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim)
+    )
+    return far | large
+
+
+def _unit(squares: Array) -> tuple[Array, Array]:
+    """A unit in which the squares do not overflow, and its inverse."""
+    less, large, one = shrink(squares.dtype), squares == jnp.inf, jnp.ones_like(squares)
+    return tuple(lax.select(large, jnp.full_like(one, v), one) for v in (less, 1 / less))
 
 
 # ---------------------------------------------------------------- their derivative
