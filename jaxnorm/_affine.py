@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, Maybe, center, minus, plus, times, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, center, choose, minus, plus, times, wide
 from jaxnorm._passes import apart, own, total
 
 # 4 / the largest root mean square is a normal number, and a quarter of no scale that matters is subnormal.
@@ -48,7 +48,7 @@ def gain(var: Array, epsilon: Array, unit: Array | None = None) -> Array:
     spread = var + (least if unit is None else least * unit * unit)
     # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
     size = jnp.full_like(var, 1 / HEADROOM) if unit is None else unit * (1 / HEADROOM)
-    return jnp.where(spread == 0, jnp.zeros((), var.dtype), lax.rsqrt(spread) * size)
+    return choose(spread == 0, 0, lax.rsqrt(spread) * size)
 
 
 def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
@@ -57,7 +57,7 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
         return None
     rstd = g * HEADROOM
     # at the largest numbers rstd is flushed to 0, and dvar may be infinite
-    change = jnp.where(rstd == 0, jnp.zeros_like(g), rstd * dvar)
+    change = choose(rstd == 0, 0, rstd * dvar)
     return -0.5 * change * rstd * g
 
 
@@ -84,10 +84,11 @@ def before(a: Affine, bias: Maybe, outer: Maybe, dtype: DTypeLike) -> Pass:
     else:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
-        g, room = jnp.where(low, g, g * HEADROOM), jnp.where(low, HEADROOM, jnp.ones_like(g))
+        g, room = choose(low, g, g * HEADROOM), choose(low, HEADROOM, jnp.ones_like(g))
     mul = times(g, 1.0 if a.scale is None else a.scale)
     shift = plus(bias, minus(times(a.low, mul, HEADROOM)))
-    return Pass(*(v if v is None else v.astype(dtype) for v in (room, times(a.mean, HEADROOM), mul, shift, outer)))
+    mean = times(a.mean, HEADROOM)
+    return Pass(*(_wider(v, dtype) for v in (room, mean, mul, shift, outer)))
 
 
 def apply(x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike) -> Array:
@@ -119,7 +120,7 @@ def combined(
     along = plus(times(drstd, inner), times(dscale, rstd))
     plain = plus(minus(times(dmean, mul)), dbias)
     plain = plus(plain, minus(times(along, a.low)))
-    return tuple(v if v is None else v.astype(dtype) for v in (along, plain))
+    return _wider(along, dtype), _wider(plain, dtype)
 
 
 def apply_tangent(
@@ -149,6 +150,10 @@ def apply_tangent(
         hat = plus(centered(7) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
         parts.append(times(_met(x, d.scale), hat))
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
+
+
+def _wider(v: Maybe, dtype: DTypeLike) -> Maybe:
+    return v if v is None else v.astype(dtype)
 
 
 def _met(x: Array, v: Maybe, number: int = 0) -> Maybe:

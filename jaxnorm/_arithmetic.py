@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 # An array, or None: an absent value, which is 0 and costs nothing.
@@ -34,10 +34,17 @@ def shrink(dtype: DTypeLike) -> float:
     return 2.0 ** -(jnp.finfo(dtype).maxexp // 2 + 16)
 
 
+def choose(keep: Array, a: Any, b: Any) -> Array:
+    """a where `keep`, else b; numbers are of the other's dtype. Of one shape without `jnp.where`, a call."""
+    kind = a if isinstance(a, Array) else b
+    a, b = (v if isinstance(v, Array) else jnp.full_like(kind, v) for v in (a, b))
+    return lax.select(keep, a, b) if keep.shape == a.shape == b.shape else jnp.where(keep, a, b)
+
+
 def center(x: Array, mean: Maybe, keep: Maybe = None, unit: float | Array = 1.0) -> Array:
     """unit * (x - mean), with a power of two as unit; 0 where not `keep`."""
     c = times(x, unit) if mean is None else times(x, unit) - times(mean, unit)
-    return c if keep is None else jnp.where(keep, c, jnp.zeros((), c.dtype))
+    return c if keep is None else choose(keep, c, 0)
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -52,11 +59,12 @@ def abs2(v: Array) -> Array:
     return dot(v, v)
 
 
-def divide(total: Array, weight: Any) -> Array:
-    """total / weight; an empty sample has no average, so 0 / 0 is 0."""
+def divide(total: Array, weight: Any, unit: float = 1.0) -> Array:
+    """total / weight / unit, a power of two; an empty sample has no average, so 0 / 0 is 0."""
     if not isinstance(weight, Array):
-        return total / weight if weight else jnp.zeros_like(total)
-    return total / jnp.where(weight == 0, jnp.ones((), weight.dtype), weight).astype(total.dtype)
+        return total / (weight * unit) if weight else jnp.zeros_like(total)
+    total = total if unit == 1 else total / unit
+    return total / choose(weight == 0, 1, weight).astype(total.dtype)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxnorm import _checks as check
+from jaxnorm._arithmetic import choose
 from jaxnorm._eager import compiled
 
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple with a field `weight`
@@ -49,20 +50,22 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     before, seen = jnp.asarray(was.weight), jnp.asarray(now.weight)
     part = 1 - jnp.asarray(decay, before.dtype)
     full = before + part * (1 - before)
-    step = part / jnp.where(full > 0, full, jnp.ones_like(full))
-    taken = (seen > 0) & (part > 0)
+    step = part / choose(full > 0, full, 1)
+    partly = not check.traced(decay) and 0 < float(cast(Any, decay)) < 1  # known while tracing
+    taken = seen > 0 if partly else (seen > 0) & (part > 0)
 
     def average(v: Array, n: Array) -> Array:
         """v + step * (n - v); where all or nothing is taken, exactly."""
         v = jnp.asarray(v)
         n = jnp.asarray(n).astype(v.dtype)
         known, share = _beside(before > 0, v), _beside(step, v).astype(v.dtype)
-        start = jnp.where(known, v, jnp.zeros_like(v))
-        mixed = jnp.where(share >= 1, n, start + share * (n - start))
-        return jnp.where(_beside(taken, v), mixed, v)
+        start = choose(known, v, 0)
+        mixed = start + share * (n - start)
+        mixed = mixed if partly else choose(share >= 1, n, mixed)
+        return choose(_beside(taken, v), mixed, v)
 
     mixed = {f: average(getattr(was, f), getattr(now, f)) for f in was._fields if f != "weight"}
-    return was._replace(weight=jnp.where(taken, full, before), **mixed)
+    return was._replace(weight=choose(taken, full, before), **mixed)
 
 
 def _beside(weight: Array, v: Array) -> Array:
@@ -75,7 +78,7 @@ def counted(state: Any) -> Any:
     good = jnp.asarray(True)
     for field in state:
         good &= jnp.isfinite(field)
-    return state._replace(weight=jnp.where(good, state.weight, jnp.zeros_like(state.weight)))
+    return state._replace(weight=choose(good, state.weight, 0))
 
 
 def _check_states(function: str, old: Any, new: Any) -> None:

@@ -15,6 +15,7 @@ from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
+from jaxnorm._passes import written
 from jaxnorm._standardize import given, known
 
 
@@ -209,6 +210,6 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
     """The state after one more batch; what is not finite is not remembered."""
     new = counted(new)
     if decay is not None:
-        return ema(old, new, decay=decay)
+        return Moments(*written(*ema(old, new, decay=decay)))
     new = Moments(*(n.astype(o.dtype) for n, o in zip(new, old, strict=True)))
     return merge(old, new)

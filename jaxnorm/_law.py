@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, abs2, center, divide, shrink, times, two_sum
+from jaxnorm._arithmetic import HEADROOM, abs2, center, choose, divide, shrink, times, two_sum
 
 
 class Sample(NamedTuple):
@@ -63,7 +63,7 @@ def variance(second: Array, offset: Array) -> Array:
     """E|d|^2 - |E[d]|^2; 0 where it is lost in rounding, so that a constant has no variance at all."""
     square = abs2(offset)
     var = second - square
-    return jnp.where(var <= square * 2.0**-22, jnp.zeros_like(var), var)
+    return choose(var <= square * 2.0**-22, 0, var)
 
 
 def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> Sample:
@@ -94,5 +94,5 @@ def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> S
 def in_units(mean: Array, low: Array, var: Array, tiny: Array) -> tuple[Array, Array, Array, Array, Array]:
     """A Sample but for its weight, of a variance that is given times the square of `shrink`, too."""
     less, large, one = shrink(var.dtype), jnp.isinf(var), jnp.ones_like(var)
-    unit, back = jnp.where(large, less, one), jnp.where(large, 1 / less, one)
-    return mean, low, jnp.where(large, tiny, var), unit, back
+    unit, back = choose(large, less, one), choose(large, 1 / less, one)
+    return mean, low, choose(large, tiny, var), unit, back

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._affine import Affine, Pass, apply, apply_tangent, before, combined, gain, gain_tangent, split
-from jaxnorm._arithmetic import Maybe, one_plus, plus, times, wide
+from jaxnorm._arithmetic import Maybe, choose, one_plus, plus, times, wide
 from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
 from jaxnorm._over import Over
@@ -50,12 +50,21 @@ def _primal(
 
 
 def _before(
-    s: Sample, seen: Maybe, scale: Maybe, bias: Maybe, outer: Maybe, epsilon: Array, others: Any, *, spec: Spec, shape: Any
+    s: Sample,
+    seen: Maybe,
+    scale: Maybe,
+    bias: Maybe,
+    outer: Maybe,
+    epsilon: Array,
+    others: Any,
+    *,
+    spec: Spec,
+    shape: Any,
 ) -> tuple[tuple[Array, Array, Array], Array, Pass]:
     """What is small, before y: mean, low and var, the gain, and what meets x."""
     g, var = gain(s.var, epsilon, s.unit), s.variance()
     if seen is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
-        g = jnp.where(seen, g, jnp.zeros_like(g))
+        g = choose(seen, g, 0)
     r, d = _corrections(spec, Moments(s.mean + s.low, var, s.weights()), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
     mean, low, channel_gain = (spec.over.per_channel(v, shape) for v in (s.mean, s.low, g))
@@ -113,16 +122,26 @@ def _affine(over: Over, x: Array, s: Taken, gain: Array, scale: Maybe) -> Affine
 
 
 def _combined(
-    moved: Any, dbias: Maybe, low: Array, gain: Array, a: Affine, n: Any, r: Maybe, shift: Maybe, *, over: Over, shape: Any
+    moved: Any,
+    dbias: Maybe,
+    low: Array,
+    gain: Array,
+    a: Affine,
+    n: Any,
+    r: Maybe,
+    shift: Maybe,
+    *,
+    over: Over,
+    shape: Any,
 ) -> tuple[Maybe, ...]:
     """What is small, in the tangent: what meets x, and the tangents of mean, var and gain."""
-    first, second, dscale = moved
-    dmean, dvar = of_sums(first, second, low, n)
+    *sums, dscale = moved
+    dmean, dvar = of_sums(sums, low, n)
     dgain = gain_tangent(gain, dvar)
     dbias = plus(dbias, times(dscale, shift))
     dscale = dscale if r is None else times(dscale, r)
-    of_channels = (over.per_channel(v, shape) for v in (dmean, dgain))
-    return *combined(a, *of_channels, dscale, dbias, low.dtype), dmean, dvar, dgain
+    mean_moved, gain_moved = (over.per_channel(v, shape) for v in (dmean, dgain))
+    return *combined(a, mean_moved, gain_moved, dscale, dbias, low.dtype), dmean, dvar, dgain
 
 
 _normalize = with_tangent(_primal, _tangent)

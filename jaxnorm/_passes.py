@@ -8,7 +8,7 @@ where the passes are:
     copies(v, n, dtype) -> (v, ..., v)          on CPU n values that XLA cannot merge again
     total(vs, dtype)    -> v1 + ... + vn        rounded once to `dtype`
 
-and what is small and meets x is `vectors` before the pass, whose transpose are sums, `apart` after it.
+and what is small and meets x is `written` before the pass; its transpose is a sum, and not.
 
 Everywhere else they lower to one convert and to plain adds. The choice is made while lowering, so one
 traced program serves every platform, and because the maps are linear and transpose to each other, the
@@ -51,30 +51,25 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
     return copies(v, 1, v.dtype if dtype is None else dtype, first=number)[0]
 
 
-def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
-    """f(*args), of small arrays, whose results are written out at once: loops do not compute them again.
+def apart(number: int, *vs: Maybe) -> list[Maybe]:
+    """Small arrays that passes over x share, for the pass `number` alone."""
+    return _each(vs, number=number, solid=False)
 
-    With `moved`, arrays that f is linear in, f(moved, *args): its transpose is written out likewise.
+
+def written(*vs: Maybe) -> list[Maybe]:
+    """Small arrays that meet x, computed once: loops would compute them again, and may round otherwise."""
+    return _each(vs, number=0, solid=True)
+
+
+def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
+    """f(*args), of small arrays, whose results are written at once.
+
+    With `moved`, which f is linear in, f(moved, *args), and the transpose's results are written likewise.
     """
     if moved:
         args = apart(0, *moved), *args
     results, tree = jax.tree.flatten(f(*args, **options))
-    return jax.tree.unflatten(tree, vectors(0, *results))
-
-
-def written(*vs: Maybe) -> list[Maybe]:
-    """Small arrays, computed once: loops that computed them again would be slower, and may round otherwise."""
-    return vectors(0, *vs)
-
-
-def vectors(number: int, *vs: Maybe) -> list[Maybe]:
-    """Small arrays for the pass `number` over x, computed before it, not again for every element."""
-    return _each(vs, number=number, solid=True)
-
-
-def apart(number: int, *vs: Maybe) -> list[Maybe]:
-    """What is written already, for the pass `number` alone, or sums of it: the transpose of `vectors`."""
-    return _each(vs, number=number, solid=False)
+    return jax.tree.unflatten(tree, written(*results))
 
 
 def _each(vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
@@ -98,7 +93,7 @@ def _apart(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
     return out[first - 1 :]
 
 
-def _same(*vs: Array, number: int, solid: bool) -> list[Array]:
+def _same(*vs: Array, **_: Any) -> list[Array]:
     return list(vs)
 
 
@@ -151,10 +146,10 @@ def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, first: int) -> An
     return [_total.bind(*cts, dtype=v.aval.dtype, first=first)]
 
 
-def _small_transpose(cts: Any, *vs: Any, number: int, solid: bool) -> Any:
+def _small_transpose(cts: Any, *vs: Any, solid: bool, **kw: Any) -> Any:
     given = [ct for ct in cts if type(ct) is not ad.Zero]
     # what is small on its way to x is a sum on its way back
-    out = iter(_small.bind(*given, number=number, solid=not solid) if given else ())
+    out = iter(_small.bind(*given, solid=not solid, **kw) if given else ())
     return [
         None if not ad.is_undefined_primal(v) else ad.Zero(v.aval) if type(ct) is ad.Zero else next(out)
         for ct, v in zip(cts, vs, strict=True)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._affine import Affine, apply, apply_tangent, before, combined, gain, gain_tangent, split
-from jaxnorm._arithmetic import Maybe, minus, plus, times, wide
+from jaxnorm._arithmetic import Maybe, choose, minus, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
 from jaxnorm._passes import copies, together
@@ -77,7 +77,7 @@ def given(
 def known(m: Moments) -> tuple[Array, Array]:
     """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
     there = m.weight > 0
-    return jnp.where(there, m.mean, jnp.zeros_like(m.mean)), jnp.where(there, m.var, jnp.ones_like(m.var))
+    return choose(there, m.mean, 0), choose(there, m.var, 1)
 
 
 # ---------------------------------------------------------------- public

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, center, divide, dot, shrink, times, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, center, choose, divide, dot, shrink, times, wide
 from jaxnorm._forms import Forms, chosen
 from jaxnorm._law import Sample, across
 from jaxnorm._over import Over
@@ -16,12 +16,11 @@ from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rows import are_rows, united
 from jaxnorm._rule import with_tangent
-from jaxnorm._sums import Points, about, count, fill, sum_over, weigh
+from jaxnorm._sums import Points, about, count, fill, sums_over, weigh
 
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums about 0 are retaken about
 # the mean where var is less than this part of |mean|^2.
 _FAR = 0.25
-Sums = tuple[Maybe, Maybe, Array]  # the pivot in units, and the sums of d and |d|^2 about it
 SMALL = 100_000  # elements, of which a second read costs less than slices of them
 
 
@@ -80,7 +79,7 @@ def _accurate(over: Over, _: Array, x: Array, *others: Any) -> Sequence[Array]:
     else:
         wider = x.astype(wide(x.dtype))
         n, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
-        middle, size = (divide(v, n) / HEADROOM for v in sums)
+        middle, size = (divide(v, n, HEADROOM) for v in sums)
     return points.about(1, middle, *data_unit(size))[:-1]
 
 
@@ -94,41 +93,35 @@ def _cheap(
     over: Over, squares: Array, x: Array, total: Maybe, where: Maybe, weight: Maybe
 ) -> Sequence[Array]:
     """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
-    points = _points(over, x, where, weight)
-    n, centered, few = points.weight, over.centered, _few(x)
+    n = _points(over, x, where, weight).weight
+    large, one = squares == jnp.inf, jnp.ones_like(squares)
+    # written, or a branch that returns its arguments copied them, as they were used again
+    unit, none = written(choose(large, shrink(one.dtype), one), None if total is None else one - 1)
 
-    def again(x: Array, _: Maybe, squares: Array) -> list[Maybe]:
+    def again(x: Array, unit: Array, *_: Array) -> list[Maybe]:
         points = _points(over, x, where, weight)
         middle = None
-        if centered:  # with room, as the sum itself may have overflowed
-            _, (room,) = points.totals(1, own(x, 1, squares.dtype) * HEADROOM)
-            middle = divide(room, n) / HEADROOM
-        shift, _, *sums = points.around(2, middle, _unit(squares)[0])
-        return [*sums, shift]
+        if over.centered:  # with room, as the sum itself may have overflowed
+            _, (room,) = points.totals(1, own(x, 1, unit.dtype) * HEADROOM)
+            middle = divide(room, n, HEADROOM)
+        shift, _, *sums = points.around(2, middle, unit)
+        return bare(shift, *sums)
+
+    def kept(_x: Array, _unit: Array, *sums: Maybe) -> list[Maybe]:
+        return bare(*sums)
 
     def bare(*vs: Maybe) -> list[Maybe]:
         """Without the axes of size 1, by which XLA:CPU tells layouts apart that are one, and copies."""
         return [v if v is None else jnp.squeeze(v, over.axes) for v in vs]
 
-    if few:  # it costs less than to ask
-        *sums, shift = again(x, total, squares)
-    else:
-        poor = _poor(squares, total, n)
-        found = lax.cond(
-            poor,
-            lambda *args: bare(*again(*args)),
-            lambda _, *sums: bare(*sums, sums[0]),  # no zeros, which would be a kernel
-            *(x, total, squares),
-        )
-        *sums, shift = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
-        if centered:
-            shift = lax.select(jnp.broadcast_to(poor, shift.shape), shift, jnp.zeros_like(shift))
-    unit, back = _unit(squares)
-    return *about(shift, *sums, n, back, squares.dtype), unit, back
+    poor = _poor(total, squares, n)
+    found: Any = lax.cond(poor, again, kept, x, unit, none, total, squares)
+    shift, *sums = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
+    return *about(shift, sums[0], sums[1], n, 1 / unit, unit.dtype), unit, 1 / unit
 
 
-def _poor(squares: Array, total: Maybe, n: Any) -> Array:
-    """Whether sums about 0 overflow, or do not tell the variance of something."""
+def _poor(total: Maybe, squares: Array, n: Any) -> Array:
+    """Whether sums about 0 overflow somewhere, or do not tell a variance."""
     mean, _, var = about(None, total, squares, n, None, squares.dtype)
     large = squares == jnp.inf
     far = large if total is None else var < _FAR * abs2(mean)
@@ -139,14 +132,7 @@ def _poor(squares: Array, total: Maybe, n: Any) -> Array:
     return far | large
 
 
-def _unit(squares: Array) -> tuple[Array, Array]:
-    """A unit in which the squares do not overflow, and its inverse."""
-    less, large, one = shrink(squares.dtype), squares == jnp.inf, jnp.ones_like(squares)
-    return tuple(lax.select(large, jnp.full_like(one, v), one) for v in (less, 1 / less))
-
-
 # ---------------------------------------------------------------- their derivative
-
 
 
 class Taken(NamedTuple):
@@ -171,7 +157,7 @@ def tangent_sums(
 
     sum(dx) + sum(dw * c),  sum(c * dx) + sum(dw * (|c|^2 - var)) / 2,  sum(dw),  with c = x - mean
 
-    x is `usable`, `mean` that of each channel; `dx` holds two copies of the tangent, in the statistics' dtype.
+    x is `usable`, `mean` that of each channel; `dx` are two copies of the tangent, in the statistics' dtype.
     """
     if dx is None and dw is None:
         return None, None, None
@@ -182,15 +168,16 @@ def tangent_sums(
     if dx is not None:
         a, b = (weigh(fill(v, where), where, 4) for v in dx)
         c = center(own(x, 4, dtype), *apart(2, mean))
-        first.append(sum_over(over, a))
-        second.append(sum_over(over, dot(c, b)))
+        along_mean, along = sums_over(over, a, dot(c, b))
+        first.append(along_mean)
+        second.append(along)
     if dw is not None:
         c = center(own(x, 6, dtype), *apart(4, mean)) - over.per_channel(s.low, x.shape)
-        change = sum_over(over, dw.astype(dtype) * c)
-        first.append(change)
         size = abs2(c) - over.per_channel(s.var, x.shape)
+        change, spread = sums_over(over, dw.astype(dtype) * c, dw.astype(s.var.dtype) * size)
+        first.append(change)
         # c is exact here, and what it lacks is taken off below
-        second.append(sum_over(over, dw.astype(s.var.dtype) * size) / 2 + dot(s.low, change))
+        second.append(spread / 2 + dot(s.low, change))
         dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), s.weight.shape))
     centered = [sum(first[1:], first[0])] if over.centered else []
     sums = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])
@@ -198,20 +185,17 @@ def tangent_sums(
     return dmean, sums.pop(0), sums.pop(0) if dweight else None
 
 
-def of_sums(first: Maybe, second: Maybe, low: Array, n: Any) -> tuple[Maybe, Maybe]:
+def of_sums(sums: Sequence[Maybe], low: Array, n: Any) -> tuple[Maybe, Maybe]:
     """The tangents of mean and var.
 
     dmean = E[dx] + sum(dw * c) / n,  dvar = 2 E[(x - mean) dx] + sum(dw * (|x - mean|^2 - var)) / n
     """
+    first, second = sums
     if second is None:
         return None, None
     if first is None:
-        return None, divide(2 * second, n)
-    return divide(first, n), divide(2 * (second - dot(low, first)), n)
-
-
-def _of_sums(moved: Any, low: Array, n: Any) -> tuple[Maybe, Maybe]:
-    return of_sums(*moved, low, n)
+        return None, divide(second, n, 0.5)
+    return divide(first, n), divide(second - dot(low, first), n, 0.5)
 
 
 def points_of(over: Over, x: Array, where: Array | None, s: Taken) -> Any:
@@ -227,9 +211,11 @@ def tangent(
     """The linear map (dx, dwhere) -> (dmean, dvar, dweight); None is an absent tangent."""
     twice = None if dx is None else copies(dx, 2, s.mean.dtype)
     mean = over.per_channel(s.mean, x.shape) if over.centered else None
-    first, second, dweight = tangent_sums(over, usable(x, where, s.mean if mean is None else mean), where, s, mean, twice, dw)
+    first, second, dweight = tangent_sums(
+        over, usable(x, where, s.mean if mean is None else mean), where, s, mean, twice, dw
+    )
     n = points_of(over, x, where, s)
-    return *together(_of_sums, s.low, n, moved=(first, second)), dweight
+    return *together(of_sums, s.low, n, moved=(first, second)), dweight
 
 
 def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array | None]:
@@ -252,12 +238,14 @@ def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:
 
 def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> Taken:
     s = take(over, x, where, near)
-    return Taken(*written(s.mean, s.low, s.variance()), s.weights())
+    mean, low, var = written(s.mean, s.low, s.variance())
+    return Taken(mean, low, var, s.weights())
 
 
 def _take_tangent(over: Over, args: Any, out: Taken) -> Any:
     def linear(kept: Any, dx: Array | None, dw: Array | None, _: Any) -> Any:
-        dmean, dvar, dweight = tangent(over, *kept, dx, dw)
+        x, where, s = kept
+        dmean, dvar, dweight = tangent(over, x, where, s, dx, dw)
         return dmean, None, dvar, dweight
 
     x, where, _ = args

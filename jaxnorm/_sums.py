@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import Maybe, abs2, divide, shrink, times, wide
+from jaxnorm._arithmetic import Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._law import Sample, in_units, pooled
 from jaxnorm._over import Over
 from jaxnorm._passes import apart, own, together, written
@@ -22,7 +22,7 @@ def fill(x: Array, where: Array | None, value: Array | float = 0.0, *, finite: b
     if where is None:
         return x
     keep = where if where.dtype == jnp.bool_ else where != 0
-    return jnp.where(keep | jnp.isfinite(x) if finite else keep, x, jnp.asarray(value, x.dtype))
+    return choose(keep | jnp.isfinite(x) if finite else keep, x, jnp.asarray(value, x.dtype))
 
 
 def weigh(v: Array, where: Array | None, number: int) -> Array:
@@ -34,12 +34,13 @@ def weigh(v: Array, where: Array | None, number: int) -> Array:
     return v * apart(number, where.astype(v.dtype))[0]
 
 
-def sum_over(over: Over, v: Array) -> Array:
-    channels = jnp.sum(v, axis=over.axes, keepdims=True)
+def sums_over(over: Over, *vs: Array) -> list[Array]:
+    channels = [jnp.sum(v, axis=over.axes, keepdims=True) for v in vs]
     if over.groups is None:
         return channels
-    # written out, or XLA:CPU makes of the two sums one of all over x, which it is slow at
-    return over.per_group(*written(channels), v.shape)
+    # written out, or XLA:CPU makes of the two sums one of all over x, which it is slow at; and so is the
+    # transpose, one value a channel
+    return [over.per_group(c, v.shape) for c, v in zip(written(*apart(0, *channels)), vs, strict=True)]
 
 
 def count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
@@ -64,9 +65,8 @@ class Points(NamedTuple):
 
     def totals(self, first: int, *values: Array) -> tuple[Any, list[Array]]:
         """The weight, and the weighted sums of values that are 0 where there is no weight."""
-        sums = [
-            sum_over(self.over, weigh(v, self.where, number)) for number, v in enumerate(values, start=first)
-        ]
+        weighed = (weigh(v, self.where, number) for number, v in enumerate(values, start=first))
+        sums = sums_over(self.over, *weighed)
         if isinstance(self.weight, Array):
             weight, *sums = devices.psum(self.names, [self.weight, *sums])
             return weight, sums
