@@ -136,6 +136,10 @@ def _executed(computations: dict[str, Computation], name: str, times: int) -> It
         called = [c for group in _CALLED.findall(i.attributes) for c in re.findall(r"%([\w.-]+)", group)]
         asynchronous = i.op.endswith("-start") and "calls=" in i.attributes
         if i.op in ("call", "while", "conditional") or asynchronous:
+            if i.op == "conditional":  # the usual branch is that which does less
+                branches = (list(_executed(computations, c, times)) for c in called)
+                yield from min(branches, key=lambda steps: sum(s.reads for s in steps))
+                continue
             trips = _TRIPS.search(i.attributes)
             for c in called:
                 yield from _executed(computations, c, times * (int(trips[1]) if trips else 1))

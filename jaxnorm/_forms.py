@@ -48,7 +48,7 @@ def chosen(forms: Forms, over: Any, dtypes: tuple[Any, ...], *args: Maybe) -> li
     """The results of the form for the platform that the program is lowered for.
 
     They have the shape of the first argument; the second is an array that spans all. All have as many axes,
-    and `over.behind()` says the same behind one more.
+    and `over.behind()` says the same behind one more, where all of these two shapes are as many.
     """
     given = [v for v in args if v is not None]
     absent = tuple(v is None for v in args)
@@ -80,8 +80,8 @@ def _jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
 def _batch(args: Any, dims: Any, *, over: Any, **kw: Any) -> Any:
     size = next(v.shape[d] for v, d in zip(args, dims, strict=True) if d is not None)
     front = [v[None] if d is None else jnp.moveaxis(v, d, 0) for v, d in zip(args, dims, strict=True)]
-    for i in (0, 1):
-        front[i] = jnp.broadcast_to(front[i], (size, *front[i].shape[1:]))
+    full = [v.shape[1:] for v in front[:2]]
+    front = [jnp.broadcast_to(v, (size, *v.shape[1:])) if v.shape[1:] in full else v for v in front]
     out = _chosen.bind(*front, over=over.behind(), **kw)
     return out, [0] * len(out)
 

@@ -37,9 +37,17 @@ class _Normalized(NamedTuple):
 
 
 def _primal(
-    spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, near: Any, others: Any
+    spec: Spec,
+    x: Array,
+    scale: Any,
+    bias: Any,
+    where: Any,
+    epsilon: Array,
+    near: Any,
+    guess: Any,
+    others: Any,
 ) -> _Normalized:
-    s = take(spec.over, x, where, near)
+    s = take(spec.over, x, where, near, guess)
     scale, bias, outside = split(x, spec.over.channels(x.shape), scale, bias)
     weight = s.weights()
     seen = None if where is None else weight > 0
@@ -109,7 +117,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer)
         return dy, dmean, None, dvar, dgain, dweight
 
-    x, scale, _, where, epsilon, _, others = args
+    x, scale, _, where, epsilon, _, _, others = args
     return linear, (x, scale, where, epsilon, others, out[1:])
 
 
@@ -161,6 +169,7 @@ def normalize(
     epsilon: Any,
     where: Any = None,
     pivot: Any = None,
+    guess: Any = None,
     corrections: Callable[..., tuple[Array, Array]] | None = None,
     others: Any = None,
     axis_name: Any = None,
@@ -180,6 +189,7 @@ def normalize(
         check.weights(function, where, x),
         check.epsilon(function, epsilon),
         None if pivot is None else lax.stop_gradient(pivot),
+        None if guess is None else lax.stop_gradient(guess),
         lax.stop_gradient(others),
     )
     spec = Spec(Over(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)

@@ -63,7 +63,12 @@ def batch_renorm(
 
     def training(b: Batch) -> tuple[Array, Moments]:
         options = b.options | {"others": (b.stats, jnp.asarray(r_max), jnp.asarray(d_max))}
-        return normalize("batch_renorm", b.x, b.axes, b.features, corrections=_corrections, **options)
+        return normalize(
+            *("batch_renorm", b.x, b.axes, b.features),
+            guess=b.stats.mean,
+            corrections=_corrections,
+            **options,
+        )
 
     return remembering(
         "batch_renorm",

@@ -4,31 +4,26 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from jaxnorm import _backends as backends
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, center, choose, divide, dot, shrink, times, wide
+from jaxnorm._arithmetic import Maybe, abs2, center, divide, dot, times, wide
 from jaxnorm._forms import Forms, chosen
 from jaxnorm._law import Sample, across
 from jaxnorm._over import Over
 from jaxnorm._passes import apart, copies, own, together, written
-from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as data_unit
-from jaxnorm._rows import are_rows, united
 from jaxnorm._rule import with_tangent
-from jaxnorm._sums import Points, about, count, fill, sums_over, weigh
-
-# The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums about 0 are retaken about
-# the mean where var is less than this part of |mean|^2.
-_FAR = 0.25
-SMALL = 100_000  # elements, of which a second read costs less than slices of them
-
+from jaxnorm._sums import Points, count, fill, sums_over, weigh
 
 # ---------------------------------------------------------------- the statistics
 
 
-def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -> Sample:
+def take(over: Over, x: Array, where: Array | None, near: Maybe = None, guess: Maybe = None) -> Sample:
     """The statistics of x over axes and devices; `near` their mean, if the caller knows such a value.
+
+    `guess` may be near the mean or not: a TPU tries it first.
 
     A weight is a number without `where`.
     """
@@ -42,94 +37,24 @@ def take(over: Over, x: Array, where: Array | None, near: Array | None = None) -
         pivot = near.astype(wide(x.dtype)) if over.centered else None
         return points._replace(names=over.names).about(1, pivot, *data_unit(jnp.abs(near)))
     else:
-        s = Sample(*_of_points(points))
+        s = Sample(*_of_points(points, guess))
     if not over.names.names:
         return s
     return across(over.names, s, centered=over.centered, equal=where is None)
 
 
-def _of_points(points: Points) -> list[Any]:
+def _of_points(points: Points, guess: Maybe) -> list[Any]:
     """The statistics of one device's points: the CPU's sums, or those of other backends, which drop these."""
     over, x, where, weight, _ = points
     over = over._replace(names=devices.Names())
     n, total, squares = points.sums(1, None, None, None)
     real, dtype = squares.dtype, wide(x.dtype)
     kinds = (dtype, dtype, real, real, real)  # of a Sample, but for its weight
-    forms = Forms(_accurate if dtype != real else _cheap, _by_rows, _accurate, _tangent)
-    fields = chosen(forms, over, kinds, squares, x, total, where, weight if where is not None else None)
+    accurate = backends.accurate
+    forms = Forms(accurate if dtype != real else backends.on_cpu, backends.on_tpu, accurate, _tangent)
+    given = None if where is None else weight
+    fields = chosen(forms, over, kinds, squares, x, total, where, given, guess)
     return [*fields, n]
-
-
-def _points(over: Over, x: Array, where: Array | None, weight: Array | None) -> Points:
-    return Points(over, x, where, over.size(x.shape) if weight is None else weight)
-
-
-def _few(x: Array) -> bool:
-    return isinstance(x.size, int) and x.size <= SMALL
-
-
-def _accurate(over: Over, _: Array, x: Array, *others: Any) -> Sequence[Array]:
-    """About a pivot, in one read of x; with weights, or where x is small, in two: one finds the pivot."""
-    _, where, weight = others
-    points = _points(over, x, where, weight)
-    if not over.centered:
-        return points.about_zero()
-    if where is None and not _few(x):
-        middle, size = pivot(x, over)
-    else:
-        wider = x.astype(wide(x.dtype))
-        n, sums = points.totals(1, wider * HEADROOM, jnp.abs(wider) * HEADROOM)
-        middle, size = (divide(v, n, HEADROOM) for v in sums)
-    return points.about(1, middle, *data_unit(size))[:-1]
-
-
-def _by_rows(over: Over, squares: Array, x: Array, total: Any, where: Any, weight: Any) -> Sequence[Array]:
-    """The same; on a TPU rows have no pivot, which is a tile more of each to read."""
-    rows = over.centered and where is None and not _few(x) and are_rows(x, over)
-    return united(x) if rows else _accurate(over, squares, x, total, where, weight)
-
-
-def _cheap(
-    over: Over, squares: Array, x: Array, total: Maybe, where: Maybe, weight: Maybe
-) -> Sequence[Array]:
-    """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
-    n = _points(over, x, where, weight).weight
-    large, one = squares == jnp.inf, jnp.ones_like(squares)
-    # written, or a branch that returns its arguments copied them, as they were used again
-    unit, none = written(choose(large, shrink(one.dtype), one), None if total is None else one - 1)
-
-    def again(x: Array, unit: Array, *_: Array) -> list[Maybe]:
-        points = _points(over, x, where, weight)
-        middle = None
-        if over.centered:  # with room, as the sum itself may have overflowed
-            _, (room,) = points.totals(1, own(x, 1, unit.dtype) * HEADROOM)
-            middle = divide(room, n, HEADROOM)
-        shift, _, *sums = points.around(2, middle, unit)
-        return bare(shift, *sums)
-
-    def kept(_x: Array, _unit: Array, *sums: Maybe) -> list[Maybe]:
-        return bare(*sums)
-
-    def bare(*vs: Maybe) -> list[Maybe]:
-        """Without the axes of size 1, by which XLA:CPU tells layouts apart that are one, and copies."""
-        return [v if v is None else jnp.squeeze(v, over.axes) for v in vs]
-
-    poor = _poor(total, squares, n)
-    found: Any = lax.cond(poor, again, kept, x, unit, none, total, squares)
-    shift, *sums = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
-    return *about(shift, sums[0], sums[1], n, 1 / unit, unit.dtype), unit, 1 / unit
-
-
-def _poor(total: Maybe, squares: Array, n: Any) -> Array:
-    """Whether sums about 0 overflow somewhere, or do not tell a variance."""
-    mean, _, var = about(None, total, squares, n, None, squares.dtype)
-    large = squares == jnp.inf
-    far = large if total is None else var < _FAR * abs2(mean)
-    # both at once: XLA:CPU takes one such sum in several kernels
-    far, large = lax.reduce(
-        (far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim)
-    )
-    return far | large
 
 
 # ---------------------------------------------------------------- their derivative
@@ -220,9 +145,9 @@ def tangent(
 
 def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array | None]:
     """That of one device's statistics, where JAX differentiates them and not the op: in remat in scan."""
-    (_, x, _, where, weight), (_, dx, _, dw, _) = args, dargs
+    (_, x, _, where, weight, _), (_, dx, _, dw, *_) = args, dargs
     mean, low, var, unit, back = results
-    n = jnp.broadcast_to(jnp.asarray(_points(over, x, where, weight).weight, var.dtype), var.shape)
+    n = jnp.broadcast_to(jnp.asarray(backends.points_of(over, x, where, weight).weight, var.dtype), var.shape)
     s = Taken(mean, low, Sample(mean, low, var, unit, back, n).variance(), n)
     dmean, dvar, _ = tangent(over, x, where, s, dx, dw)
     return dmean, None, times(dvar, unit, unit), None, None

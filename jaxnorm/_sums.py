@@ -123,7 +123,7 @@ def _shifted(pivot: Maybe, unit: Array, *, fills: Any) -> tuple[Maybe, Array, Ma
 
 
 def about(
-    shift: Maybe, total: Maybe, squares: Array, weight: Any, back: Maybe, dtype: Any
+    shift: Maybe, total: Maybe, squares: Any, weight: Any, back: Maybe, dtype: Any
 ) -> tuple[Array, Array, Array]:
     """mean, what it lacks, and var in units, of sums about a pivot that is `shift` in units."""
     offset = jnp.zeros_like(squares, dtype) if total is None else divide(total, weight)

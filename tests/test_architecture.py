@@ -26,6 +26,7 @@ FLOORS = [
     {"_affine", "_over"},
     {"_pivot", "_law", "_trees"},
     {"_sums", "_rows"},
+    {"_backends"},
     {"_statistics"},
     {"_moments", "_average"},
     {"_standardize"},

@@ -47,7 +47,7 @@ LIMITS = {
 BLOCK = {
     ("h100", "batch"): 15.1,
     ("h100", "batch, pivot"): 15.1,
-    ("v5e", "batch"): 10.1,
+    ("v5e", "batch"): 9.1,
     ("v5e", "batch, pivot"): 9.1,
 }
 COMPILED = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
-from jaxnorm import _statistics
+from jaxnorm import _backends
 
 LARGE = (64, 2048)  # more elements than are few
 
@@ -42,8 +42,8 @@ def test_no_other_backend_s_form_is_traced(monkeypatch):
         raise AssertionError("traced for a backend that the program does not run on")
 
     jax.clear_caches()
-    for name in ("_accurate", "_by_rows"):
-        monkeypatch.setattr(_statistics, name, refused)
+    for name in ("accurate", "on_tpu"):
+        monkeypatch.setattr(_backends, name, refused)
     jax.jit(step).lower(draw(LARGE))
     jax.clear_caches()
 
