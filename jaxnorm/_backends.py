@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._over import Over
-from jaxnorm._passes import own, written
+from jaxnorm._passes import few, own, written
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as unit_of
 from jaxnorm._rows import are_rows, united
@@ -22,16 +22,11 @@ from jaxnorm._sums import Points, about
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums are retaken where var is
 # less than this part of |E[d]|^2.
 _FAR = 0.25
-SMALL = 100_000  # elements, of which a second read costs less than slices of them
 
 
 def points_of(over: Over, x: Array, where: Maybe, weight: Maybe) -> Points:
     """The points of x, where there is a weight; without it a number, of all."""
     return Points(over, x, where, over.size(x.shape) if weight is None else weight)
-
-
-def _few(x: Array) -> bool:
-    return isinstance(x.size, int) and x.size <= SMALL
 
 
 def accurate(over: Over, squares: Array, x: Array, *others: Any) -> Sequence[Array]:
@@ -40,7 +35,7 @@ def accurate(over: Over, squares: Array, x: Array, *others: Any) -> Sequence[Arr
     points = points_of(over, x, where, weight)
     if not over.centered:
         return points.about_zero()
-    if where is None and not _few(x):
+    if where is None and not few(x):
         middle, size = pivot(x, over)
     else:
         wider = x.astype(wide(x.dtype))
@@ -55,7 +50,7 @@ def on_tpu(over: Over, squares: Array, x: Array, *others: Any) -> Sequence[Array
     Sums about what is known beforehand are taken where x is written.
     """
     total, where, _, guess = others
-    if not over.centered or where is not None or _few(x):
+    if not over.centered or where is not None or few(x):
         return accurate(over, squares, x, *others)
     if are_rows(x, over):
         return united(x)
@@ -80,7 +75,7 @@ def on_cpu(
     n = points_of(over, x, where, weight).weight
     large, one = squares == jnp.inf, jnp.ones_like(squares)
     # written, or a branch that returns its arguments copied them, as they were used again
-    unit, none = written(choose(large, shrink(one.dtype), one), None if total is None else one - 1)
+    unit, none = written(x, choose(large, shrink(one.dtype), one), None if total is None else one - 1)
 
     def again(x: Array, unit: Array, *_: Array) -> list[Maybe]:
         points = points_of(over, x, where, weight)

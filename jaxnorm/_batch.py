@@ -15,7 +15,7 @@ from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
-from jaxnorm._passes import written
+from jaxnorm._passes import few, written
 from jaxnorm._standardize import given, known
 
 
@@ -163,7 +163,8 @@ def remembering(
             if options["where"] is not None and options["where"].dtype != jnp.bool_:
                 n = jnp.squeeze(taken(b, where=options["where"] > 0).weight, axes)
             m = m._replace(var=m.var * jnp.where(n >= 2, divide(n, n - 1), jnp.ones_like(n)))
-        return y, remember(old, m, decay)
+        state = remember(old, m, decay)
+        return y, state if few(x) else Moments(*written(x, *state))
 
     values = x, old, options["where"], options["scale"], options["bias"]
     evaluated = evaluation or by_state
@@ -210,6 +211,6 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
     """The state after one more batch; what is not finite is not remembered."""
     new = counted(new)
     if decay is not None:
-        return Moments(*written(*ema(old, new, decay=decay)))
+        return ema(old, new, decay=decay)
     new = Moments(*(n.astype(o.dtype) for n, o in zip(new, old, strict=True)))
     return merge(old, new)

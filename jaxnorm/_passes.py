@@ -35,6 +35,8 @@ from jaxnorm._forms import lowered
 _copies, _total, _small = (Primitive(f"jaxnorm_{name}") for name in ("copies", "total", "small"))
 _copies.multiple_results = _small.multiple_results = True
 
+SMALL = 100_000  # elements
+
 
 def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]:
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
@@ -53,23 +55,33 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
 
 def apart(number: int, *vs: Maybe) -> list[Maybe]:
     """Small arrays that passes over x share, for the pass `number` alone."""
-    return _each(vs, number=number, solid=False)
+    return _each(vs, number=number, solid=False, brief=False)
 
 
-def written(*vs: Maybe) -> list[Maybe]:
+def written(x: Array, *vs: Maybe) -> list[Maybe]:
     """Small arrays that meet x, computed once: loops would compute them again, and may round otherwise."""
-    return _each(vs, number=0, solid=True)
+    return _each(vs, number=0, solid=True, brief=few(x))
 
 
-def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
-    """f(*args), of small arrays, whose results are written at once.
+def together(x: Array, f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
+    """f(*args), of small arrays that meet x, whose results are written at once.
 
     With `moved`, which f is linear in, f(moved, *args), and the transpose's results are written likewise.
     """
     if moved:
-        args = apart(0, *moved), *args
+        args = returned(x, *moved), *args
     results, tree = jax.tree.flatten(f(*args, **options))
-    return jax.tree.unflatten(tree, written(*results))
+    return jax.tree.unflatten(tree, written(x, *results))
+
+
+def returned(x: Array, *vs: Maybe) -> list[Maybe]:
+    """Small arrays, sums over x, whose transposes are `written` before they meet it."""
+    return _each(vs, number=0, solid=False, brief=few(x))
+
+
+def few(x: Array) -> bool:
+    """Whether x has few elements: a second read of it costs less than slices of it."""
+    return isinstance(x.size, int) and x.size <= SMALL
 
 
 def _each(vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
@@ -97,33 +109,45 @@ def _same(*vs: Array, **_: Any) -> list[Array]:
     return list(vs)
 
 
-def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
-    out = _written(vs) if solid else list(vs)
+def _beside(*vs: Array, number: int, solid: bool, brief: bool) -> list[Array]:
+    out = _written(vs, brief) if solid else list(vs)
     for _ in range(number):
         out = [lax.optimization_barrier(v) for v in out]
     return out
 
 
-def _written(vs: Sequence[Array]) -> list[Array]:
+def _written(vs: Sequence[Array], brief: bool) -> list[Array]:
     """Arrays that XLA does not compute again in the loops that use them; those alike, in one kernel."""
     out = list(vs)
     shapes = [v.shape for v in vs]
     for shape in set(shapes):
         alike = [i for i, s in enumerate(shapes) if s == shape]
         given = [vs[i] for i in alike]
-        if len(given) > 1:  # one reduction, each over itself and a zero: a kernel of several results
-            zeros = [jnp.zeros((), v.dtype) for v in given]
-            rows = [
-                lax.pad(v[None], zero, [(0, 1, 0), *[(0, 0, 0)] * v.ndim])
-                for v, zero in zip(given, zeros, strict=True)
-            ]
-            for i, v in zip(alike, lax.reduce(rows, zeros, _sums, (0,)), strict=True):
+        if len(given) > 1:
+            for i, v in zip(alike, (_rows if brief else _results)(given), strict=True):
                 out[i] = v
         elif jnp.issubdtype(given[0].dtype, jnp.floating):
             # a division, as it is not repeated; behind a barrier, or XLA sees what it is by
             v, one = lax.optimization_barrier((given[0], jnp.ones_like(given[0])))
             out[alike[0]] = v / one
     return out
+
+
+def _rows(vs: Sequence[Array]) -> Sequence[Array]:
+    """As rows of one array: vector instructions, where a microsecond counts."""
+    dtype = jnp.result_type(*vs)
+    # behind a barrier, or XLA takes apart again what it sees is stacked
+    rows = lax.optimization_barrier(jnp.stack([v.astype(dtype) for v in vs]))
+    return [row.astype(v.dtype) for row, v in zip(rows, vs, strict=True)]
+
+
+def _results(vs: Sequence[Array]) -> Sequence[Array]:
+    """As the results of one reduction, each over itself and a zero: half as long to compile as rows."""
+    zeros = [jnp.zeros((), v.dtype) for v in vs]
+    pairs = [
+        lax.pad(v[None], zero, [(0, 1, 0), *[(0, 0, 0)] * v.ndim]) for v, zero in zip(vs, zeros, strict=True)
+    ]
+    return lax.reduce(pairs, zeros, _sums, (0,))
 
 
 def _sums(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
@@ -178,8 +202,8 @@ def _small_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
     return _small.bind(*primals, **kw), [t if type(t) is ad.Zero else next(out) for t in tangents]
 
 
-def _small_batch(args: Any, dims: Any, **kw: Any) -> Any:
-    return _small.bind(*args, **kw), dims
+def _small_batch(args: Any, dims: Any, *, brief: bool, **kw: Any) -> Any:
+    return _small.bind(*args, brief=False, **kw), dims  # many small arrays are a large one
 
 
 def _copies_batch(args: Any, dims: Any, *, n: int, **kw: Any) -> Any:

@@ -140,7 +140,7 @@ def tangent(
         over, usable(x, where, s.mean if mean is None else mean), where, s, mean, twice, dw
     )
     n = points_of(over, x, where, s)
-    return *together(of_sums, s.low, n, moved=(first, second)), dweight
+    return *together(x, of_sums, s.low, n, moved=(first, second)), dweight
 
 
 def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array | None]:
@@ -163,7 +163,7 @@ def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:
 
 def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> Taken:
     s = take(over, x, where, near)
-    mean, low, var = written(s.mean, s.low, s.variance())
+    mean, low, var = written(x, s.mean, s.low, s.variance())
     return Taken(mean, low, var, s.weights())
 
 
