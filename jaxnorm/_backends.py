@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._over import Over
-from jaxnorm._passes import few, own, written
+from jaxnorm._passes import apiece, few, own
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as unit_of
 from jaxnorm._rows import are_rows, united
@@ -75,7 +75,7 @@ def on_cpu(
     n = points_of(over, x, where, weight).weight
     large, one = squares == jnp.inf, jnp.ones_like(squares)
     # written, or a branch that returns its arguments copied them, as they were used again
-    unit, none = written(x, choose(large, shrink(one.dtype), one), None if total is None else one - 1)
+    unit, none = apiece(choose(large, shrink(one.dtype), one), None if total is None else one - 1)
 
     def again(x: Array, unit: Array, *_: Array) -> list[Maybe]:
         points = points_of(over, x, where, weight)

@@ -63,6 +63,11 @@ def written(x: Array, *vs: Maybe) -> list[Maybe]:
     return _each(vs, number=0, solid=True, brief=few(x))
 
 
+def apiece(*vs: Maybe) -> list[Maybe]:
+    """The same, where each is needed as an array of its own."""
+    return _each(vs, number=0, solid=True, brief=False)
+
+
 def together(x: Array, f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
     """f(*args), of small arrays that meet x, whose results are written at once.
 
