@@ -124,9 +124,9 @@ def _beside(*vs: Array, number: int, solid: bool, brief: bool) -> list[Array]:
 def _written(vs: Sequence[Array], brief: bool) -> list[Array]:
     """Arrays that XLA does not compute again in the loops that use them; those alike, in one kernel."""
     out = list(vs)
-    shapes = [v.shape for v in vs]
-    for shape in set(shapes):
-        alike = [i for i, s in enumerate(shapes) if s == shape]
+    kinds = [(v.shape, v.dtype if brief else None) for v in vs]
+    for kind in set(kinds):
+        alike = [i for i, k in enumerate(kinds) if k == kind]
         given = [vs[i] for i in alike]
         if len(given) > 1:
             for i, v in zip(alike, (_rows if brief else _results)(given), strict=True):
@@ -140,10 +140,8 @@ def _written(vs: Sequence[Array], brief: bool) -> list[Array]:
 
 def _rows(vs: Sequence[Array]) -> Sequence[Array]:
     """As rows of one array: vector instructions, where a microsecond counts."""
-    dtype = jnp.result_type(*vs)
     # behind a barrier, or XLA takes apart again what it sees is stacked
-    rows = lax.optimization_barrier(jnp.stack([v.astype(dtype) for v in vs]))
-    return [row.astype(v.dtype) for row, v in zip(rows, vs, strict=True)]
+    return list(lax.optimization_barrier(jnp.stack(vs)))
 
 
 def _results(vs: Sequence[Array]) -> Sequence[Array]:
