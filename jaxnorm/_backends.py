@@ -12,12 +12,13 @@ from jax import Array, lax
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, choose, divide, shrink, times, wide
+from jaxnorm._law import variance
 from jaxnorm._over import Over
 from jaxnorm._passes import apiece, few, own
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as unit_of
 from jaxnorm._rows import are_rows, united
-from jaxnorm._sums import Points, about
+from jaxnorm._sums import Points
 
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums are retaken where var is
 # less than this part of |E[d]|^2.
@@ -69,7 +70,7 @@ def on_tpu(over: Over, squares: Array, x: Array, *others: Any) -> Sequence[Array
 
 
 def on_cpu(
-    over: Over, squares: Array, x: Array, total: Maybe, where: Maybe, weight: Maybe, _guess: Maybe
+    over: Over, squares: Any, x: Array, total: Maybe, where: Maybe, weight: Maybe, _guess: Maybe
 ) -> Sequence[Array]:
     """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
     n = points_of(over, x, where, weight).weight
@@ -95,15 +96,22 @@ def on_cpu(
 
     poor = _poor(total, squares, n)
     found: Any = lax.cond(poor, again, kept, x, unit, none, total, squares)
-    shift, *sums = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
-    return *about(shift, sums[0], sums[1], n, 1 / unit, unit.dtype), unit, 1 / unit
+    shift, total, squares = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
+    second, zero = divide(squares, n), jnp.zeros_like(squares)
+    if total is None:
+        return zero, zero, variance(second, zero), unit, 1 / unit
+    # a pair by choice: a sum that several loops took would not be rounded the same way in all of them
+    offset, about_0 = divide(total, n), jnp.equal(shift, 0)
+    mean, low = choose(about_0, offset, shift), choose(about_0, 0, offset)
+    return mean / unit, low / unit, variance(second, offset), unit, 1 / unit
 
 
 def _poor(total: Maybe, squares: Array, n: Any) -> Array:
     """Whether sums about 0 overflow somewhere, or do not tell a variance."""
-    mean, _, var = about(None, total, squares, n, None, squares.dtype)
-    large = squares == jnp.inf
-    far = large if total is None else var < _FAR * abs2(mean)
+    far = large = squares == jnp.inf
+    if total is not None:
+        mean = divide(total, n)
+        far = variance(divide(squares, n), mean) < _FAR * abs2(mean)
     # both at once: XLA:CPU takes one such sum in several kernels
     far, large = lax.reduce(
         (far, large), (False, False), lambda a, b: (a[0] | b[0], a[1] | b[1]), range(far.ndim)

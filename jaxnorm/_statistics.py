@@ -12,7 +12,7 @@ from jaxnorm._arithmetic import Maybe, abs2, center, divide, dot, times, wide
 from jaxnorm._forms import Forms, chosen
 from jaxnorm._law import Sample, across
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, copies, own, together, written
+from jaxnorm._passes import apart, apiece, copies, own, together, written
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
 from jaxnorm._sums import Points, count, fill, sums_over, weigh
@@ -40,7 +40,14 @@ def take(over: Over, x: Array, where: Array | None, near: Maybe = None, guess: M
         s = Sample(*_of_points(points, guess))
     if not over.names.names:
         return s
-    return across(over.names, s, centered=over.centered, equal=where is None)
+    s = across(over.names, _paired(s), centered=over.centered, equal=where is None)
+    return _paired(s)
+
+
+def _paired(s: Sample) -> Sample:
+    """Mean and low as they are: a loop that computed one of the two again might round otherwise."""
+    mean, low = apiece(s.mean, s.low)
+    return s._replace(mean=mean, low=low)
 
 
 def _of_points(points: Points, guess: Maybe) -> list[Any]:

@@ -11,7 +11,7 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._law import Sample, in_units, pooled
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, own, returned, together, written
+from jaxnorm._passes import apart, apiece, own, returned, together, written
 
 
 def fill(x: Array, where: Array | None, value: Array | float = 0.0, *, finite: bool = False) -> Array:
@@ -105,7 +105,11 @@ class Points(NamedTuple):
         """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
         shift, weight, total, squares = self.around(first, pivot, unit)
         unit, back = (jnp.broadcast_to(v, squares.shape) for v in (unit, back))
-        return Sample(*about(shift, total, squares, weight, back, wide(self.x.dtype)), unit, back, weight)
+        # written: it is added twice, and rounded the same way
+        (offset,) = apiece(None if total is None else divide(total, weight))
+        offset = jnp.zeros(squares.shape, wide(self.x.dtype)) if offset is None else offset
+        mean, low, (var,) = pooled(shift, offset, [(divide(squares, weight), 1.0)])
+        return Sample(times(mean, back), times(low, back), var, unit, back, weight)
 
     def about_zero(self) -> Sequence[Array]:
         """The sample's fields, but its weight, by second moments in two units: one does not overflow."""
@@ -121,14 +125,6 @@ def _shifted(pivot: Maybe, unit: Array, *, fills: Any) -> tuple[Maybe, Array, Ma
     """The pivot that fills x of this dtype where it is masked, the unit, and the pivot in units."""
     if fills is None:
         return None, unit, times(pivot, unit)
-    pivot = pivot if pivot is None else pivot.astype(fills).astype(pivot.dtype)
+    # written first: what fills x and what is subtracted from it are one number, rounded once
+    (pivot,) = apiece(pivot if pivot is None else pivot.astype(fills).astype(pivot.dtype))
     return pivot, unit, times(pivot, unit)
-
-
-def about(
-    shift: Maybe, total: Maybe, squares: Any, weight: Any, back: Maybe, dtype: Any
-) -> tuple[Array, Array, Array]:
-    """mean, what it lacks, and var in units, of sums about a pivot that is `shift` in units."""
-    offset = jnp.zeros_like(squares, dtype) if total is None else divide(total, weight)
-    mean, low, (var,) = pooled(shift, offset, [(divide(squares, weight), 1.0)])
-    return (mean, low, var) if back is None else (times(mean, back), times(low, back), var)
