@@ -98,7 +98,7 @@ def on_cpu(
     found: Any = lax.cond(poor, again, kept, x, unit, none, total, squares)
     shift, total, squares = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
     second, zero = divide(squares, n), jnp.zeros_like(squares)
-    if total is None:
+    if shift is None:
         return zero, zero, variance(second, zero), unit, 1 / unit
     # a pair by choice: a sum that several loops took would not be rounded the same way in all of them
     offset, about_0 = divide(total, n), jnp.equal(shift, 0)
