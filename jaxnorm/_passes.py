@@ -8,7 +8,7 @@ where the passes are:
     copies(v, n, dtype) -> (v, ..., v)          on CPU n values that XLA cannot merge again
     total(vs, dtype)    -> v1 + ... + vn        rounded once to `dtype`
 
-and what is small and meets x is `written` before the pass; its transpose is a sum, and not.
+and what is small and meets x is `written` before the pass, whose transpose, a sum over x, is `returned`.
 
 Everywhere else they lower to one convert and to plain adds. The choice is made while lowering, so one
 traced program serves every platform, and because the maps are linear and transpose to each other, the
@@ -35,7 +35,7 @@ from jaxnorm._forms import lowered
 _copies, _total, _small = (Primitive(f"jaxnorm_{name}") for name in ("copies", "total", "small"))
 _copies.multiple_results = _small.multiple_results = True
 
-SMALL = 100_000  # elements
+SMALL = 100_000  # elements of x; see `few`
 
 
 def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]:
@@ -85,7 +85,7 @@ def returned(x: Array, *vs: Maybe) -> list[Maybe]:
 
 
 def few(x: Array) -> bool:
-    """Whether x has few elements: a second read of it costs less than slices of it."""
+    """Whether x has few elements: a microsecond counts, and a second read costs less than slices."""
     return isinstance(x.size, int) and x.size <= SMALL
 
 
@@ -125,7 +125,7 @@ def _written(vs: Sequence[Array], brief: bool) -> list[Array]:
     """Arrays that XLA does not compute again in the loops that use them; those alike, in one kernel."""
     out = list(vs)
     kinds = [(v.shape, v.dtype if brief else None) for v in vs]
-    for kind in set(kinds):
+    for kind in dict.fromkeys(kinds):  # in order: equal programs are one text
         alike = [i for i, k in enumerate(kinds) if k == kind]
         given = [vs[i] for i in alike]
         if len(given) > 1:

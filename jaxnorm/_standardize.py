@@ -30,10 +30,9 @@ def _given(
 ) -> _Given:
     shape = jnp.broadcast_shapes(mean.shape, var.shape)
     scale, bias, outside = split(x, shape, scale, bias)
-    before = (
-        _before if shape == x.shape else partial(together, x, _before)
-    )  # moments of elements are not small
-    g, p = before(mean, var, scale, bias, outside.scale, epsilon, dtype=wide(x.dtype))
+    # moments of elements are not small
+    prepared = _before if shape == x.shape else partial(together, x, _before)
+    g, p = prepared(mean, var, scale, bias, outside.scale, epsilon, dtype=wide(x.dtype))
     return _Given(apply(x, p, outside, None, dtype), g)
 
 
