@@ -14,7 +14,7 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._law import variance
 from jaxnorm._over import Over
-from jaxnorm._passes import apiece, few, own
+from jaxnorm._passes import own
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as unit_of
 from jaxnorm._rows import are_rows, united
@@ -23,6 +23,12 @@ from jaxnorm._sums import Points
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums are retaken where var is
 # less than this part of |E[d]|^2.
 _FAR = 0.25
+
+SMALL = 100_000  # elements of x that are few: a second read costs less than slices
+
+
+def few(x: Array) -> bool:
+    return isinstance(x.size, int) and x.size <= SMALL
 
 
 def points_of(over: Over, x: Array, where: Maybe, weight: Maybe) -> Points:
@@ -74,36 +80,43 @@ def on_cpu(
 ) -> Sequence[Array]:
     """XLA:CPU's cheapest sums, about 0; where that is not good enough, again about the mean just found."""
     n = points_of(over, x, where, weight).weight
-    large, one = squares == jnp.inf, jnp.ones_like(squares)
-    # written, or a branch that returns its arguments copied them, as they were used again
-    unit, none = apiece(choose(large, shrink(one.dtype), one), None if total is None else one - 1)
 
-    def again(x: Array, unit: Array, *_: Array) -> list[Maybe]:
+    def units(squares: Array) -> tuple[Array, Array]:
+        """A power of two, and its inverse."""
+        less, large, one = shrink(squares.dtype), squares == jnp.inf, jnp.ones_like(squares)
+        return choose(large, less, one), choose(large, 1 / less, one)
+
+    def again(x: Array, total: Maybe, squares: Array) -> list[Maybe]:
         points = points_of(over, x, where, weight)
         middle = None
         if over.centered:  # with room, as the sum itself may have overflowed
-            _, (room,) = points.totals(1, own(x, 1, unit.dtype) * HEADROOM)
+            _, (room,) = points.totals(1, own(x, 1, wide(x.dtype)) * HEADROOM)
             middle = divide(room, n, HEADROOM)
-        shift, _, *sums = points.around(2, middle, unit)
+        shift, _, *sums = points.around(2, middle, units(squares)[0])
         return bare(shift, *sums)
 
-    def kept(_x: Array, _unit: Array, *sums: Maybe) -> list[Maybe]:
-        return bare(*sums)
+    def kept(_: Array, total: Maybe, squares: Array) -> list[Maybe]:
+        return bare(total, total, squares)
 
     def bare(*vs: Maybe) -> list[Maybe]:
         """Without the axes of size 1, by which XLA:CPU tells layouts apart that are one, and copies."""
         return [v if v is None else jnp.squeeze(v, over.axes) for v in vs]
 
+    def averaged(v: Array) -> Array:
+        """Not by a division of a number, for which XLA:CPU makes a kernel of its own."""
+        return divide(v, n) if isinstance(n, Array) or not n else v * (1 / n)
+
     poor = _poor(total, squares, n)
-    found: Any = lax.cond(poor, again, kept, x, unit, none, total, squares)
+    found: Any = lax.cond(poor, again, kept, x, total, squares)
+    unit, back = units(squares)
     shift, total, squares = (v if v is None else jnp.expand_dims(v, over.axes) for v in found)
-    second, zero = divide(squares, n), jnp.zeros_like(squares)
+    second, zero = averaged(squares), jnp.zeros_like(squares)
     if shift is None:
-        return zero, zero, variance(second, zero), unit, 1 / unit
+        return zero, zero, variance(second, zero), unit, back
     # a pair by choice: a sum that several loops took would not be rounded the same way in all of them
-    offset, about_0 = divide(total, n), jnp.equal(shift, 0)
-    mean, low = choose(about_0, offset, shift), choose(about_0, 0, offset)
-    return mean / unit, low / unit, variance(second, offset), unit, 1 / unit
+    offset = averaged(total)
+    mean, low = choose(poor, shift, offset), choose(poor, offset, 0)
+    return mean * back, low * back, variance(second, offset), unit, back
 
 
 def _poor(total: Maybe, squares: Array, n: Any) -> Array:

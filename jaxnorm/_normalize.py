@@ -52,7 +52,7 @@ def _primal(
     weight = s.weights()
     seen = None if where is None else weight > 0
     arrays = seen, scale, bias, outside.scale, epsilon, others
-    (mean, low, var), g, p = together(x, _before, s, *arrays, spec=spec, shape=x.shape)
+    (mean, low, var), g, p = together(_before, s, *arrays, spec=spec, shape=x.shape)
     keep = None if seen is None else spec.over.per_channel(seen, x.shape)
     return _Normalized(apply(x, p, outside, keep, spec.dtype), mean, low, var, g, weight)
 
@@ -112,7 +112,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         moved = first, second, dscale
         n = points_of(over, x, where, s)
         along, plain, dmean, dvar, dgain = together(
-            x, _combined, dbias, low, gain, a, n, r, shift, moved=moved, over=over, shape=x.shape
+            _combined, dbias, low, gain, a, n, r, shift, moved=moved, over=over, shape=x.shape
         )
         dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer)
         return dy, dmean, None, dvar, dgain, dweight
@@ -125,7 +125,7 @@ def _affine(over: Over, x: Array, s: Taken, gain: Array, scale: Maybe) -> Affine
     """What the passes over x share, one value a channel."""
     mean, low, gain = (over.per_channel(v, x.shape) for v in (s.mean, s.low, gain))
     if over.groups is not None:
-        mean, gain = written(x, mean, gain)
+        mean, gain = written(mean, gain)
     return Affine(mean, low, gain, scale) if over.centered else Affine(None, None, gain, scale)
 
 

@@ -35,8 +35,6 @@ from jaxnorm._forms import lowered
 _copies, _total, _small = (Primitive(f"jaxnorm_{name}") for name in ("copies", "total", "small"))
 _copies.multiple_results = _small.multiple_results = True
 
-SMALL = 100_000  # elements of x; see `few`
-
 
 def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]:
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
@@ -55,38 +53,28 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
 
 def apart(number: int, *vs: Maybe) -> list[Maybe]:
     """Small arrays that passes over x share, for the pass `number` alone."""
-    return _each(vs, number=number, solid=False, brief=False)
+    return _each(vs, number=number, solid=False)
 
 
-def written(x: Array, *vs: Maybe) -> list[Maybe]:
+def written(*vs: Maybe) -> list[Maybe]:
     """Small arrays that meet x, computed once: loops would compute them again, and may round otherwise."""
-    return _each(vs, number=0, solid=True, brief=few(x))
+    return _each(vs, number=0, solid=True)
 
 
-def apiece(*vs: Maybe) -> list[Maybe]:
-    """The same, where each is needed as an array of its own."""
-    return _each(vs, number=0, solid=True, brief=False)
-
-
-def together(x: Array, f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
+def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
     """f(*args), of small arrays that meet x, whose results are written at once.
 
     With `moved`, which f is linear in, f(moved, *args), and the transpose's results are written likewise.
     """
     if moved:
-        args = returned(x, *moved), *args
+        args = returned(*moved), *args
     results, tree = jax.tree.flatten(f(*args, **options))
-    return jax.tree.unflatten(tree, written(x, *results))
+    return jax.tree.unflatten(tree, written(*results))
 
 
-def returned(x: Array, *vs: Maybe) -> list[Maybe]:
+def returned(*vs: Maybe) -> list[Maybe]:
     """Small arrays, sums over x, whose transposes are `written` before they meet it."""
-    return _each(vs, number=0, solid=False, brief=few(x))
-
-
-def few(x: Array) -> bool:
-    """Whether x has few elements: a microsecond counts, and a second read costs less than slices."""
-    return isinstance(x.size, int) and x.size <= SMALL
+    return _each(vs, number=0, solid=False)
 
 
 def _each(vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
@@ -114,22 +102,21 @@ def _same(*vs: Array, **_: Any) -> list[Array]:
     return list(vs)
 
 
-def _beside(*vs: Array, number: int, solid: bool, brief: bool) -> list[Array]:
-    out = _written(vs, brief) if solid else list(vs)
+def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
+    out = _written(vs) if solid else list(vs)
     for _ in range(number):
         out = [lax.optimization_barrier(v) for v in out]
     return out
 
 
-def _written(vs: Sequence[Array], brief: bool) -> list[Array]:
-    """Arrays that XLA does not compute again in the loops that use them; those alike, in one kernel."""
+def _written(vs: Sequence[Array]) -> list[Array]:
+    """Arrays that XLA does not compute again in the loops that use them; those of a shape, in one kernel."""
     out = list(vs)
-    kinds = [(v.shape, v.dtype if brief else None) for v in vs]
-    for kind in dict.fromkeys(kinds):  # in order: equal programs are one text
-        alike = [i for i, k in enumerate(kinds) if k == kind]
+    for shape in dict.fromkeys(v.shape for v in vs):  # in order: equal programs are one text
+        alike = [i for i, v in enumerate(vs) if v.shape == shape]
         given = [vs[i] for i in alike]
         if len(given) > 1:
-            for i, v in zip(alike, (_rows if brief else _results)(given), strict=True):
+            for i, v in zip(alike, _results(given), strict=True):
                 out[i] = v
         elif jnp.issubdtype(given[0].dtype, jnp.floating):
             # a division, as it is not repeated; behind a barrier, or XLA sees what it is by
@@ -138,23 +125,26 @@ def _written(vs: Sequence[Array], brief: bool) -> list[Array]:
     return out
 
 
-def _rows(vs: Sequence[Array]) -> Sequence[Array]:
-    """As rows of one array: vector instructions, where a microsecond counts."""
-    # behind a barrier, or XLA takes apart again what it sees is stacked
-    return list(lax.optimization_barrier(jnp.stack(vs)))
-
-
 def _results(vs: Sequence[Array]) -> Sequence[Array]:
-    """As the results of one reduction, each over itself and a zero: half as long to compile as rows."""
-    zeros = [jnp.zeros((), v.dtype) for v in vs]
-    pairs = [
-        lax.pad(v[None], zero, [(0, 1, 0), *[(0, 0, 0)] * v.ndim]) for v, zero in zip(vs, zeros, strict=True)
+    """As the results of one reduction, of the larger of each and itself: its kernel has no branches.
+
+    What several of them are made of is then computed once. The sum of each and a zero, or rows of one array,
+    take XLA:CPU three times as long to compile.
+    """
+    least = [
+        jnp.full((), complex(-jnp.inf, -jnp.inf) if v.dtype.kind == "c" else -jnp.inf, v.dtype) for v in vs
     ]
-    return lax.reduce(pairs, zeros, _sums, (0,))
+    return lax.reduce([jnp.broadcast_to(v, (2, *v.shape)) for v in vs], least, _largest, (0,))
 
 
-def _sums(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
-    return [u + v for u, v in zip(a, b, strict=True)]
+def _largest(us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
+    """The larger of each two; of complex numbers, both parts by themselves."""
+    return [
+        lax.complex(lax.max(u.real, v.real), lax.max(u.imag, v.imag))
+        if u.dtype.kind == "c"
+        else lax.max(u, v)
+        for u, v in zip(us, vs, strict=True)
+    ]
 
 
 def _add(*vs: Array, dtype: Any, first: int) -> Array:
@@ -205,8 +195,8 @@ def _small_jvp(primals: Any, tangents: Any, **kw: Any) -> Any:
     return _small.bind(*primals, **kw), [t if type(t) is ad.Zero else next(out) for t in tangents]
 
 
-def _small_batch(args: Any, dims: Any, *, brief: bool, **kw: Any) -> Any:
-    return _small.bind(*args, brief=False, **kw), dims  # many small arrays are a large one
+def _small_batch(args: Any, dims: Any, **kw: Any) -> Any:
+    return _small.bind(*args, **kw), dims
 
 
 def _copies_batch(args: Any, dims: Any, *, n: int, **kw: Any) -> Any:

@@ -31,7 +31,7 @@ def _given(
     shape = jnp.broadcast_shapes(mean.shape, var.shape)
     scale, bias, outside = split(x, shape, scale, bias)
     # moments of elements are not small
-    prepared = _before if shape == x.shape else partial(together, x, _before)
+    prepared = _before if shape == x.shape else partial(together, _before)
     g, p = prepared(mean, var, scale, bias, outside.scale, epsilon, dtype=wide(x.dtype))
     return _Given(apply(x, p, outside, None, dtype), g)
 

@@ -12,7 +12,7 @@ from jaxnorm._arithmetic import Maybe, abs2, center, divide, dot, times, wide
 from jaxnorm._forms import Forms, chosen
 from jaxnorm._law import Sample, across
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, apiece, copies, own, together, written
+from jaxnorm._passes import apart, copies, own, together, written
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
 from jaxnorm._sums import Points, count, fill, sums_over, weigh
@@ -46,7 +46,7 @@ def take(over: Over, x: Array, where: Array | None, near: Maybe = None, guess: M
 
 def _paired(s: Sample) -> Sample:
     """Mean and low as they are: a loop that computed one of the two again might round otherwise."""
-    mean, low = apiece(s.mean, s.low)
+    mean, low = written(s.mean, s.low)
     return s._replace(mean=mean, low=low)
 
 
@@ -147,7 +147,7 @@ def tangent(
         over, usable(x, where, s.mean if mean is None else mean), where, s, mean, twice, dw
     )
     n = points_of(over, x, where, s)
-    return *together(x, of_sums, s.low, n, moved=(first, second)), dweight
+    return *together(of_sums, s.low, n, moved=(first, second)), dweight
 
 
 def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array | None]:
@@ -170,7 +170,7 @@ def usable(x: Array, where: Array | None, mean: Array | float = 0.0) -> Array:
 
 def _take(over: Over, x: Array, where: Array | None, near: Array | None) -> Taken:
     s = take(over, x, where, near)
-    mean, low, var = written(x, s.mean, s.low, s.variance())
+    mean, low, var = written(s.mean, s.low, s.variance())
     return Taken(mean, low, var, s.weights())
 
 

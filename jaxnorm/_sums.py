@@ -11,7 +11,7 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._law import Sample, in_units, pooled
 from jaxnorm._over import Over
-from jaxnorm._passes import apart, apiece, own, returned, together, written
+from jaxnorm._passes import apart, own, returned, together, written
 
 
 def fill(x: Array, where: Array | None, value: Array | float = 0.0, *, finite: bool = False) -> Array:
@@ -40,10 +40,7 @@ def sums_over(over: Over, *vs: Array) -> list[Array]:
         return channels
     # written out, or XLA:CPU makes of the two sums one of all over x, which it is slow at; and so is the
     # transpose, one value a channel
-    return [
-        over.per_group(c, v.shape)
-        for c, v in zip(written(vs[0], *returned(vs[0], *channels)), vs, strict=True)
-    ]
+    return [over.per_group(c, v.shape) for c, v in zip(written(*returned(*channels)), vs, strict=True)]
 
 
 def count(over: Over, x: Array, where: Array | None, dtype: Any) -> Any:
@@ -97,16 +94,16 @@ class Points(NamedTuple):
     def around(self, first: int, pivot: Maybe, unit: Array) -> tuple[Maybe, Any, Maybe, Array]:
         """A pivot in units, and the weight and the sums about it."""
         fills = None if self.where is None else self.x.dtype
-        pivot, unit, shift = together(self.x, _shifted, pivot, unit, fills=fills)
+        pivot, unit, shift = together(_shifted, pivot, unit, fills=fills)
         met = [self.over.per_channel(v, self.x.shape) for v in (pivot, unit, shift)]
-        return shift, *self.sums(first, *(met if self.over.groups is None else written(self.x, *met)))
+        return shift, *self.sums(first, *(met if self.over.groups is None else written(*met)))
 
     def about(self, first: int, pivot: Maybe, unit: Array, back: Array) -> Sample:
         """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
         shift, weight, total, squares = self.around(first, pivot, unit)
         unit, back = (jnp.broadcast_to(v, squares.shape) for v in (unit, back))
         # written: it is added twice, and rounded the same way
-        (offset,) = apiece(None if total is None else divide(total, weight))
+        (offset,) = written(None if total is None else divide(total, weight))
         offset = jnp.zeros(squares.shape, wide(self.x.dtype)) if offset is None else offset
         mean, low, (var,) = pooled(shift, offset, [(divide(squares, weight), 1.0)])
         return Sample(times(mean, back), times(low, back), var, unit, back, weight)
@@ -126,5 +123,5 @@ def _shifted(pivot: Maybe, unit: Array, *, fills: Any) -> tuple[Maybe, Array, Ma
     if fills is None:
         return None, unit, times(pivot, unit)
     # written first: what fills x and what is subtracted from it are one number, rounded once
-    (pivot,) = apiece(pivot if pivot is None else pivot.astype(fills).astype(pivot.dtype))
+    (pivot,) = written(pivot if pivot is None else pivot.astype(fills).astype(pivot.dtype))
     return pivot, unit, times(pivot, unit)
