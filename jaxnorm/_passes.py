@@ -110,41 +110,24 @@ def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
 
 
 def _written(vs: Sequence[Array]) -> list[Array]:
-    """Arrays that XLA does not compute again in the loops that use them; those of a shape, in one kernel."""
+    """Arrays that XLA does not compute again in the loops that use them; those of a shape, in one kernel.
+
+    Each is the larger of itself and itself: a reduction is not repeated, and this one's kernel has no
+    branches, so that what several arrays are made of is computed once.
+    """
     out = list(vs)
     for shape in dict.fromkeys(v.shape for v in vs):  # in order: equal programs are one text
         alike = [i for i, v in enumerate(vs) if v.shape == shape]
-        given = [vs[i] for i in alike]
-        if len(given) > 1:
-            for i, v in zip(alike, _results(given), strict=True):
-                out[i] = v
-        elif jnp.issubdtype(given[0].dtype, jnp.floating):
-            # a division, as it is not repeated; behind a barrier, or XLA sees what it is by
-            v, one = lax.optimization_barrier((given[0], jnp.ones_like(given[0])))
-            out[alike[0]] = v / one
+        twice = [jnp.broadcast_to(vs[i], (2, *shape)) for i in alike]
+        least = [jnp.full((), -jnp.inf, v.dtype) for v in twice]
+        for i, v in zip(alike, lax.reduce(twice, least, _larger, (0,)), strict=True):
+            out[i] = v
     return out
 
 
-def _results(vs: Sequence[Array]) -> Sequence[Array]:
-    """As the results of one reduction, of the larger of each and itself: its kernel has no branches.
-
-    What several of them are made of is then computed once. The sum of each and a zero, or rows of one array,
-    take XLA:CPU three times as long to compile.
-    """
-    least = [
-        jnp.full((), complex(-jnp.inf, -jnp.inf) if v.dtype.kind == "c" else -jnp.inf, v.dtype) for v in vs
-    ]
-    return lax.reduce([jnp.broadcast_to(v, (2, *v.shape)) for v in vs], least, _largest, (0,))
-
-
-def _largest(us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
-    """The larger of each two; of complex numbers, both parts by themselves."""
-    return [
-        lax.complex(lax.max(u.real, v.real), lax.max(u.imag, v.imag))
-        if u.dtype.kind == "c"
-        else lax.max(u, v)
-        for u, v in zip(us, vs, strict=True)
-    ]
+def _larger(us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
+    """v, of u = -inf or v; not by `lax.max`, for which XLA:CPU has a library that is slow at what is fused to it."""
+    return [lax.select(u.real > v.real, u, v) for u, v in zip(us, vs, strict=True)]
 
 
 def _add(*vs: Array, dtype: Any, first: int) -> Array:
