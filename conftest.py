@@ -6,7 +6,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jaxnorm import _backends, _forms
+from jaxnorm import _forms, _passes
 
 # The host's only: an accelerator keeps what it has, and its place as the default.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -29,9 +29,9 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="module", params=["cpu form", "default form"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a CPU runs, as for this backend or for the others; small arrays as if they were large."""
-    before = _backends.SMALL, _forms.CPU_AS
-    _backends.SMALL, _forms.CPU_AS = 0, request.param.removesuffix(" form")
+    before = _passes.SMALL, _forms.CPU_AS
+    _passes.SMALL, _forms.CPU_AS = 0, request.param.removesuffix(" form")
     jax.clear_caches()  # of what was traced in another form
     yield
-    _backends.SMALL, _forms.CPU_AS = before
+    _passes.SMALL, _forms.CPU_AS = before
     jax.clear_caches()

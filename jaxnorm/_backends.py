@@ -14,7 +14,7 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._law import variance
 from jaxnorm._over import Over
-from jaxnorm._passes import own
+from jaxnorm._passes import few, own
 from jaxnorm._pivot import pivot
 from jaxnorm._pivot import unit as unit_of
 from jaxnorm._rows import are_rows, united
@@ -23,12 +23,6 @@ from jaxnorm._sums import Points
 # The relative error of E|d|^2 - |E[d]|^2 is some 3e-7 * (1 + |E[d]|^2 / var): sums are retaken where var is
 # less than this part of |E[d]|^2.
 _FAR = 0.25
-
-SMALL = 100_000  # elements of x that are few: a second read costs less than slices
-
-
-def few(x: Array) -> bool:
-    return isinstance(x.size, int) and x.size <= SMALL
 
 
 def points_of(over: Over, x: Array, where: Maybe, weight: Maybe) -> Points:

@@ -15,7 +15,7 @@ from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
-from jaxnorm._passes import written
+from jaxnorm._passes import few, written
 from jaxnorm._standardize import given, known
 
 
@@ -164,7 +164,7 @@ def remembering(
                 n = jnp.squeeze(taken(b, where=options["where"] > 0).weight, axes)
             m = m._replace(var=m.var * jnp.where(n >= 2, divide(n, n - 1), jnp.ones_like(n)))
         state = remember(old, m, decay)
-        return y, Moments(*written(*state))
+        return y, state if few(x) else Moments(*written(*state))
 
     values = x, old, options["where"], options["scale"], options["bias"]
     evaluated = evaluation or by_state

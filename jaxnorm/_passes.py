@@ -35,6 +35,8 @@ from jaxnorm._forms import lowered
 _copies, _total, _small = (Primitive(f"jaxnorm_{name}") for name in ("copies", "total", "small"))
 _copies.multiple_results = _small.multiple_results = True
 
+SMALL = 100_000  # elements of x; see `few`
+
 
 def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]:
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
@@ -75,6 +77,11 @@ def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **o
 def returned(*vs: Maybe) -> list[Maybe]:
     """Small arrays, sums over x, whose transposes are `written` before they meet it."""
     return _each(vs, number=0, solid=False)
+
+
+def few(x: Array) -> bool:
+    """Whether x has few elements: a microsecond counts, and a second read costs less than slices."""
+    return isinstance(x.size, int) and x.size <= SMALL
 
 
 def _each(vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
@@ -126,7 +133,7 @@ def _written(vs: Sequence[Array]) -> list[Array]:
 
 
 def _larger(us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
-    """v, of u = -inf or v; not by `lax.max`, for which XLA:CPU has a library that is slow at what is fused to it."""
+    """v, of u = -inf or v; not by `lax.max`, of which XLA:CPU makes a library call that takes x in, too."""
     return [lax.select(u.real > v.real, u, v) for u, v in zip(us, vs, strict=True)]
 
 
