@@ -14,7 +14,7 @@ from jaxnorm._arithmetic import Maybe, choose, one_plus, plus, times, wide
 from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, together, written
+from jaxnorm._passes import copies, together
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import Taken, of_sums, points_of, take, tangent_sums, usable
 
@@ -52,9 +52,8 @@ def _primal(
     weight = s.weights()
     seen = None if where is None else weight > 0
     arrays = seen, scale, bias, outside.scale, epsilon, others
-    (mean, low, var), g, p = together(_before, s, *arrays, spec=spec, shape=x.shape)
-    keep = None if seen is None else spec.over.per_channel(seen, x.shape)
-    return _Normalized(apply(x, p, outside, keep, spec.dtype), mean, low, var, g, weight)
+    (mean, low, var), g, p = together(_before, s, *arrays, spec=spec)
+    return _Normalized(apply(x, p, outside, seen, spec.dtype), mean, low, var, g, weight)
 
 
 def _before(
@@ -67,7 +66,6 @@ def _before(
     others: Any,
     *,
     spec: Spec,
-    shape: Any,
 ) -> tuple[tuple[Array, Array, Array], Array, Pass]:
     """What is small, before y: mean, low and var, the gain, and what meets x."""
     g, var = gain(s.var, epsilon, s.unit), s.variance()
@@ -75,9 +73,7 @@ def _before(
         g = choose(seen, g, 0)
     r, d = _corrections(spec, Moments(s.mean + s.low, var, s.weights()), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
-    mean, low, channel_gain = (spec.over.per_channel(v, shape) for v in (s.mean, s.low, g))
-    a = Affine(mean, low, channel_gain, _scaled(r, scale))
-    a = a if spec.over.centered else a._replace(mean=None, low=None)
+    a = _affine(spec.over, s.mean, s.low, g, _scaled(r, scale))
     return (s.mean, s.low, var), g, before(a, bias, outer, s.mean.dtype)
 
 
@@ -97,7 +93,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
 
     def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, *_: Any) -> Any:
         x, scale, where, epsilon, others, (mean, low, var, gain, weight) = kept
-        x = usable(x, where, over.per_channel(mean, x.shape))
+        x = usable(x, where, mean)
         # x's tangent is converted once: a cotangent of x that is rounded twice is 15 times less exact
         d, twice = None, None
         if dx is not None:
@@ -106,14 +102,12 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         r, shift = _corrections(spec, Moments(mean + low, var, weight), epsilon, others)
         channels = over.channels(x.shape)
         scale, _, outside = split(x, channels, _scaled(r, scale), None)
-        a = _affine(over, x, s, gain, scale)
+        a = _affine(over, mean, low, gain, scale)
         first, second, dweight = tangent_sums(over, x, where, s, a.mean, twice, dwhere)
         dscale, dbias, outer = split(x, channels, dscale, dbias)
         moved = first, second, dscale
         n = points_of(over, x, where, s)
-        along, plain, dmean, dvar, dgain = together(
-            _combined, dbias, low, gain, a, n, r, shift, moved=moved, over=over, shape=x.shape
-        )
+        along, plain, dmean, dvar, dgain = together(_combined, dbias, low, gain, a, n, r, shift, moved=moved)
         dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer)
         return dy, dmean, None, dvar, dgain, dweight
 
@@ -121,11 +115,8 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
     return linear, (x, scale, where, epsilon, others, out[1:])
 
 
-def _affine(over: Over, x: Array, s: Taken, gain: Array, scale: Maybe) -> Affine:
-    """What the passes over x share, one value a channel."""
-    mean, low, gain = (over.per_channel(v, x.shape) for v in (s.mean, s.low, gain))
-    if over.groups is not None:
-        mean, gain = written(mean, gain)
+def _affine(over: Over, mean: Array, low: Array, gain: Array, scale: Maybe) -> Affine:
+    """What the passes over x share."""
     return Affine(mean, low, gain, scale) if over.centered else Affine(None, None, gain, scale)
 
 
@@ -138,9 +129,6 @@ def _combined(
     n: Any,
     r: Maybe,
     shift: Maybe,
-    *,
-    over: Over,
-    shape: Any,
 ) -> tuple[Maybe, ...]:
     """What is small, in the tangent: what meets x, and the tangents of mean, var and gain."""
     *sums, dscale = moved
@@ -148,8 +136,7 @@ def _combined(
     dgain = gain_tangent(gain, dvar)
     dbias = plus(dbias, times(dscale, shift))
     dscale = dscale if r is None else times(dscale, r)
-    mean_moved, gain_moved = (over.per_channel(v, shape) for v in (dmean, dgain))
-    return *combined(a, mean_moved, gain_moved, dscale, dbias, low.dtype), dmean, dvar, dgain
+    return *combined(a, dmean, dgain, dscale, dbias, low.dtype), dmean, dvar, dgain
 
 
 _normalize = with_tangent(_primal, _tangent)

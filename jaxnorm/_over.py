@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import Maybe
@@ -15,7 +15,7 @@ class Over(NamedTuple):
     """What statistics are taken over. Static and hashable.
 
     Groups of channels are pooled after all else, where everything is small: x is never split, which
-    would change its layout on a TPU and be slow elsewhere.
+    would change its layout on a TPU and be slow elsewhere. What meets x has one value a channel.
     """
 
     axes: tuple[int, ...]  # ascending
@@ -51,6 +51,12 @@ class Over(NamedTuple):
         wide = (*v.shape[: axis + 1], self._members(shape), *v.shape[axis + 1 :])
         repeated = jnp.broadcast_to(jnp.expand_dims(v, axis + 1), wide)
         return repeated.reshape(*v.shape[:axis], shape[axis], *v.shape[axis + 1 :])
+
+    def shared(self, v: Maybe, shape: Sequence[Any]) -> Maybe:
+        """What the channels of a group share, back to one value a group."""
+        if v is None:
+            return v
+        return self.per_group(v, shape, lambda v, axis: lax.index_in_dim(v, 0, axis, keepdims=False))
 
     def channels(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         """The shape of what has one value a channel, of x of this shape."""

@@ -23,10 +23,16 @@ from jaxnorm._sums import Points, count, fill, sums_over, weigh
 def take(over: Over, x: Array, where: Array | None, near: Maybe = None, guess: Maybe = None) -> Sample:
     """The statistics of x over axes and devices; `near` their mean, if the caller knows such a value.
 
-    `guess` may be near the mean or not: a TPU tries it first.
+    `guess` may be near the mean or not: a TPU tries it first. Of groups, each channel has its group's.
 
     A weight is a number without `where`.
     """
+    s = _of_all(over, x, where, near, guess)
+    return Sample(*(over.per_channel(v, x.shape) if isinstance(v, Array) else v for v in s))
+
+
+def _of_all(over: Over, x: Array, where: Array | None, near: Maybe, guess: Maybe) -> Sample:
+    """The same, one value a group."""
     n = count(over, x, where, jnp.finfo(wide(x.dtype)).dtype)
     points = Points(over, fill(x, where), where, n)
     if not isinstance(n, Array) and n == 0:  # no point at all: not even a pivot
@@ -89,7 +95,8 @@ def tangent_sums(
 
     sum(dx) + sum(dw * c),  sum(c * dx) + sum(dw * (|c|^2 - var)) / 2,  sum(dw),  with c = x - mean
 
-    x is `usable`, `mean` that of each channel; `dx` are two copies of the tangent, in the statistics' dtype.
+    x is `usable`, `mean` None where it is not centered; `dx` are two copies of the tangent, in the
+    statistics' dtype. `s` and the sums have one value a channel, those of its group.
     """
     if dx is None and dw is None:
         return None, None, None
@@ -104,15 +111,17 @@ def tangent_sums(
         first.append(along_mean)
         second.append(along)
     if dw is not None:
-        c = center(own(x, 6, dtype), *apart(4, mean)) - over.per_channel(s.low, x.shape)
-        size = abs2(c) - over.per_channel(s.var, x.shape)
+        c = center(own(x, 6, dtype), *apart(4, mean)) - s.low
+        size = abs2(c) - s.var
         change, spread = sums_over(over, dw.astype(dtype) * c, dw.astype(s.var.dtype) * size)
         first.append(change)
         # c is exact here, and what it lacks is taken off below
-        second.append(spread / 2 + dot(s.low, change))
-        dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), s.weight.shape))
+        low, weight = (over.shared(v, x.shape) for v in (s.low, s.weight))
+        second.append(spread / 2 + dot(low, change))
+        dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), weight.shape))
     centered = [sum(first[1:], first[0])] if over.centered else []
-    sums = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])
+    pooled = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])
+    sums = [over.per_channel(v, x.shape) for v in pooled]
     dmean = sums.pop(0) if over.centered else None
     return dmean, sums.pop(0), sums.pop(0) if dweight else None
 
@@ -142,10 +151,8 @@ def tangent(
 ) -> tuple[Maybe, Maybe, Maybe]:
     """The linear map (dx, dwhere) -> (dmean, dvar, dweight); None is an absent tangent."""
     twice = None if dx is None else copies(dx, 2, s.mean.dtype)
-    mean = over.per_channel(s.mean, x.shape) if over.centered else None
-    first, second, dweight = tangent_sums(
-        over, usable(x, where, s.mean if mean is None else mean), where, s, mean, twice, dw
-    )
+    mean = s.mean if over.centered else None
+    first, second, dweight = tangent_sums(over, usable(x, where, s.mean), where, s, mean, twice, dw)
     n = points_of(over, x, where, s)
     return *together(of_sums, s.low, n, moved=(first, second)), dweight
 
@@ -155,8 +162,9 @@ def _tangent(over: Over, args: Any, results: Any, dargs: Any) -> Sequence[Array 
     (_, x, _, where, weight, _), (_, dx, _, dw, *_) = args, dargs
     mean, low, var, unit, back = results
     n = jnp.broadcast_to(jnp.asarray(backends.points_of(over, x, where, weight).weight, var.dtype), var.shape)
-    s = Taken(mean, low, Sample(mean, low, var, unit, back, n).variance(), n)
-    dmean, dvar, _ = tangent(over, x, where, s, dx, dw)
+    taken = mean, low, Sample(mean, low, var, unit, back, n).variance(), n
+    s = Taken(*(over.per_channel(v, x.shape) for v in taken))
+    dmean, dvar = (over.shared(v, x.shape) for v in tangent(over, x, where, s, dx, dw)[:2])
     return dmean, None, times(dvar, unit, unit), None, None
 
 

@@ -94,9 +94,9 @@ class Points(NamedTuple):
     def around(self, first: int, pivot: Maybe, unit: Array) -> tuple[Maybe, Any, Maybe, Array]:
         """A pivot in units, and the weight and the sums about it."""
         fills = None if self.where is None else self.x.dtype
-        pivot, unit, shift = together(_shifted, pivot, unit, fills=fills)
-        met = [self.over.per_channel(v, self.x.shape) for v in (pivot, unit, shift)]
-        return shift, *self.sums(first, *(met if self.over.groups is None else written(*met)))
+        met = (self.over.per_channel(v, self.x.shape) for v in (pivot, unit))
+        pivot, unit, shift = together(_shifted, *met, fills=fills)
+        return self.over.shared(shift, self.x.shape), *self.sums(first, pivot, unit, shift)
 
     def about(self, first: int, pivot: Maybe, unit: Array, back: Array) -> Sample:
         """The sample, by sums about a pivot, in units; `back` is 1 / unit."""
