@@ -45,20 +45,20 @@ def split(x: Array, stats: Sequence[Any], scale: Maybe, bias: Maybe) -> tuple[Ma
 def gain(var: Array, epsilon: Array, unit: Array | None = None) -> Array:
     """rsqrt(var + epsilon) / HEADROOM, of a var in `unit`s; 0 where there is no spread to divide by."""
     least = epsilon.astype(var.dtype)
-    spread = var + (least if unit is None else least * unit * unit)
+    spread = plus(var, least if unit is None else times(unit, least, unit))
     # the inverse of the largest deviations is subnormal, and flushed to 0, without HEADROOM
-    size = jnp.full_like(var, 1 / HEADROOM) if unit is None else unit * (1 / HEADROOM)
-    return choose(spread == 0, 0, lax.rsqrt(spread) * size)
+    size = 1 / HEADROOM if unit is None else times(unit, 1 / HEADROOM)
+    return choose(spread == 0, 0, times(lax.rsqrt(spread), size))
 
 
 def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
     """-gain / (var + epsilon) * dvar / 2, one factor at a time: rstd^3 underflows at std 1e15."""
     if dvar is None:
         return None
-    rstd = g * HEADROOM
+    rstd = times(g, HEADROOM)
     # at the largest numbers rstd is flushed to 0, and dvar may be infinite
-    change = choose(rstd == 0, 0, rstd * dvar)
-    return -0.5 * change * rstd * g
+    change = choose(rstd == 0, 0, times(rstd, dvar))
+    return times(change, -0.5, rstd, g)
 
 
 # ---------------------------------------------------------------- y
@@ -114,7 +114,7 @@ def combined(
     of the cotangent and of its product with x - mean.
     """
     inner = 1.0 if a.scale is None else a.scale
-    rstd, drstd = a.gain * HEADROOM, times(dgain, HEADROOM)
+    rstd, drstd = times(a.gain, HEADROOM), times(dgain, HEADROOM)
     mul = times(rstd, inner)
     dmean, drstd = devices.vary_together([dmean, drstd], mul)
     along = plus(times(drstd, inner), times(dscale, rstd))
@@ -130,7 +130,7 @@ def apply_tangent(
 
     The parts are passes of their own, and so are their transposes.
     """
-    rstd = a.gain * HEADROOM
+    rstd = times(a.gain, HEADROOM)
     mul = times(rstd, 1.0 if a.scale is None else a.scale)
     along, plain = devices.vary_together([along, plain], x)
 

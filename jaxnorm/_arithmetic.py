@@ -50,7 +50,7 @@ def center(x: Array, mean: Maybe, keep: Maybe = None, unit: float | Array = 1.0)
 def dot(a: Array, b: Array) -> Array:
     """Re(conj(a) * b): the real inner product, the derivative of |a|^2 / 2 along b."""
     if not jnp.iscomplexobj(a):
-        return a * b
+        return times(a, b)
     return a.real * b.real + a.imag * b.imag
 
 
@@ -87,15 +87,15 @@ def times(v: Maybe, *factors: Maybe) -> Any:
         if v is None or f is None:
             return None
         if not isinstance(f, float):
-            v = operator.mul(*common(v, f))
+            v = _of_two(lax.mul, operator.mul, v, f)
         elif f != 1:
-            v = v * f
+            v = lax.mul(v, f)
     return v
 
 
 def plus(a: Maybe, b: Maybe) -> Any:
     """The sum; absent terms are 0."""
-    return b if a is None else a if b is None else operator.add(*common(a, b))
+    return b if a is None else a if b is None else _of_two(lax.add, operator.add, a, b)
 
 
 def one_plus(v: Maybe) -> Any:
@@ -105,4 +105,10 @@ def one_plus(v: Maybe) -> Any:
 
 def minus(v: Maybe) -> Any:
     """The negative, absent if v is."""
-    return None if v is None else -v
+    return None if v is None else lax.neg(v)
+
+
+def _of_two(op: Any, broadcasting: Any, *values: Any) -> Any:
+    """An operation: of one shape not by jax.numpy, which JAX traces again for each shape that it meets."""
+    a, b = common(*values)
+    return op(a, b) if a.shape == b.shape else broadcasting(a, b)

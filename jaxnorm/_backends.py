@@ -98,7 +98,7 @@ def on_cpu(
 
     def averaged(v: Array) -> Array:
         """Not by a division of a number, for which XLA:CPU makes a kernel of its own."""
-        return divide(v, n) if isinstance(n, Array) or not n else v * (1 / n)
+        return divide(v, n) if isinstance(n, Array) or not n else times(v, 1 / n)
 
     poor = _poor(total, squares, n)
     found: Any = lax.cond(poor, again, kept, x, total, squares)
@@ -110,7 +110,7 @@ def on_cpu(
     # a pair by choice: a sum that several loops took would not be rounded the same way in all of them
     offset = averaged(total)
     mean, low = choose(poor, shift, offset), choose(poor, offset, 0)
-    return mean * back, low * back, variance(second, offset), unit, back
+    return times(mean, back), times(low, back), variance(second, offset), unit, back
 
 
 def _poor(total: Maybe, squares: Array, n: Any) -> Array:

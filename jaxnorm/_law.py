@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     def variance(self) -> Array:
         """The variance of the points themselves: infinite where that overflows."""
         # one factor at a time: the square of both may overflow
-        return self.var * self.back * self.back
+        return times(self.var, self.back, self.back)
 
 
 def pool(
@@ -63,7 +63,7 @@ def variance(second: Array, offset: Array) -> Array:
     """E|d|^2 - |E[d]|^2; 0 where it is lost in rounding, so that a constant has no variance at all."""
     square = abs2(offset)
     var = second - square
-    return choose(var <= square * 2.0**-22, 0, var)
+    return choose(var <= times(square, 2.0**-22), 0, var)
 
 
 def across(names: devices.Names, s: Sample, *, centered: bool, equal: bool) -> Sample:

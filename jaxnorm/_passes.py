@@ -75,8 +75,14 @@ def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **o
 
 
 def returned(*vs: Maybe) -> list[Maybe]:
-    """Small arrays, sums over x, whose transposes are `written` before they meet it."""
-    return _each(vs, number=0, solid=False)
+    """Small arrays, sums over x, whose transposes are `written` before they meet it.
+
+    Those of the first one's shape: what is alone of its shape would have a kernel to itself, to copy it.
+    """
+    shape = next((v.shape for v in vs if v is not None), None)
+    alike = [v if v is not None and v.shape == shape else None for v in vs]
+    back = _each(alike, number=0, solid=False)
+    return [v if b is None else b for v, b in zip(vs, back, strict=True)]
 
 
 def few(x: Array) -> bool:
@@ -134,7 +140,11 @@ def _written(vs: Sequence[Array]) -> list[Array]:
 
 def _larger(us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
     """v, of u = -inf or v; not by `lax.max`, of which XLA:CPU makes a library call that takes x in, too."""
-    return [lax.select(u.real > v.real, u, v) for u, v in zip(us, vs, strict=True)]
+
+    def larger(u: Array, v: Array) -> Array:
+        return lax.select(lax.gt(*(lax.real(a) if a.dtype.kind == "c" else a for a in (u, v))), u, v)
+
+    return [larger(u, v) for u, v in zip(us, vs, strict=True)]
 
 
 def _add(*vs: Array, dtype: Any, first: int) -> Array:
