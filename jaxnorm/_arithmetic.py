@@ -89,7 +89,7 @@ def times(v: Maybe, *factors: Maybe) -> Any:
         if not isinstance(f, float):
             v = _of_two(lax.mul, operator.mul, v, f)
         elif f != 1:
-            v = lax.mul(v, f)
+            v = v * f if jnp.iscomplexobj(v) else lax.mul(v, f)
     return v
 
 
