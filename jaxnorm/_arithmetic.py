@@ -89,7 +89,7 @@ def times(v: Maybe, *factors: Maybe) -> Any:
         if not isinstance(f, float):
             v = _of_two(lax.mul, operator.mul, v, f)
         elif f != 1:
-            v = v * f if jnp.iscomplexobj(v) else lax.mul(v, f)
+            v = lax.mul(v, v.dtype.type(f))  # a Python number may be a float64
     return v
 
 

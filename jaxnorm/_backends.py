@@ -90,7 +90,7 @@ def on_cpu(
         return bare(shift, *sums)
 
     def kept(_: Array, total: Maybe, squares: Array) -> list[Maybe]:
-        return bare(total, total, squares)
+        return bare(total, total, squares)  # for a shift, which is not used then
 
     def bare(*vs: Maybe) -> list[Maybe]:
         """Without the axes of size 1, by which XLA:CPU tells layouts apart that are one, and copies."""

@@ -121,14 +121,7 @@ def _affine(over: Over, mean: Array, low: Array, gain: Array, scale: Maybe) -> A
 
 
 def _combined(
-    moved: Any,
-    dbias: Maybe,
-    low: Array,
-    gain: Array,
-    a: Affine,
-    n: Any,
-    r: Maybe,
-    shift: Maybe,
+    moved: Any, dbias: Maybe, low: Array, gain: Array, a: Affine, n: Any, r: Maybe, shift: Maybe
 ) -> tuple[Maybe, ...]:
     """What is small, in the tangent: what meets x, and the tangents of mean, var and gain."""
     *sums, dscale = moved
@@ -164,6 +157,8 @@ def normalize(
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """y and its Moments, with as many axes as x, for the public function of that name.
+
+    Of groups, each channel has its group's Moments.
 
     `pivot`, with as many axes, too, is a value near the mean that is known beforehand on every device.
     `corrections(m, epsilon, *others)` gives r and d of y = (xhat * r + d) * scale + bias.
