@@ -65,30 +65,27 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
 
 
 class Pass(NamedTuple):
-    """What meets x in the pass that writes y = ((room * x - mean) * mul + shift) * outer."""
+    """What meets x in the pass that writes y = (room * x - mean) * mul + shift."""
 
     room: Maybe
     mean: Maybe
     mul: Array
     shift: Maybe
-    outer: Maybe  # where it is not the scale
 
 
-def before(a: Affine, bias: Maybe, outer: Maybe, dtype: DTypeLike) -> Pass:
-    """All that is small, in the dtype of the arithmetic; `outer` is a scale that meets x by itself."""
+def before(a: Affine, bias: Maybe, crossed: bool, dtype: DTypeLike) -> Pass:
+    """All that is small, in the dtype of the arithmetic; `crossed` is a scale that meets x by itself."""
     g, room = a.gain, None
-    if a.mean is not None:
-        outer = None
-    elif outer is not None:  # no difference that could overflow, but a gain that is flushed
-        g, outer = g * (HEADROOM / _QUARTER), outer.astype(dtype) * _QUARTER
-    else:
+    if a.mean is None and crossed:  # no difference that could overflow, but a gain that is flushed
+        g = times(g, HEADROOM / _QUARTER)
+    elif a.mean is None:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
         g, room = choose(low, g, g * HEADROOM), choose(low, HEADROOM, jnp.ones_like(g))
     mul = times(g, 1.0 if a.scale is None else a.scale)
     shift = plus(bias, minus(times(a.low, mul, HEADROOM)))
     mean = times(a.mean, HEADROOM)
-    return Pass(*(_wider(v, dtype) for v in (room, mean, mul, shift, outer)))
+    return Pass(*(_wider(v, dtype) for v in (room, mean, mul, shift)))
 
 
 def apply(x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike) -> Array:
@@ -98,7 +95,8 @@ def apply(x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike) ->
         room = 1.0 if p.mean is None else HEADROOM
     y = plus(center(times(own(x, 3, wide(x.dtype)), room), p.mean, keep) * p.mul, p.shift)
     if outside.scale is not None:
-        y = y * (_met(x, outside.scale, 1) if p.outer is None else p.outer)
+        scale = _met(x, outside.scale, 1)
+        y = y * (scale if p.mean is not None else times(scale, _QUARTER))
     return plus(y, _met(x, outside.bias)).astype(dtype)
 
 

@@ -51,8 +51,9 @@ def _primal(
     scale, bias, outside = split(x, spec.over.channels(x.shape), scale, bias)
     weight = s.weights()
     seen = None if where is None else weight > 0
-    arrays = seen, scale, bias, outside.scale, epsilon, others
-    (mean, low, var), g, p = together(_before, s, *arrays, spec=spec)
+    arrays = seen, scale, bias, epsilon, others
+    crossed = outside.scale is not None
+    (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec)
     return _Normalized(apply(x, p, outside, seen, spec.dtype), mean, low, var, g, weight)
 
 
@@ -61,10 +62,10 @@ def _before(
     seen: Maybe,
     scale: Maybe,
     bias: Maybe,
-    outer: Maybe,
     epsilon: Array,
     others: Any,
     *,
+    crossed: bool,
     spec: Spec,
 ) -> tuple[tuple[Array, Array, Array], Array, Pass]:
     """What is small, before y: mean, low and var, the gain, and what meets x."""
@@ -74,7 +75,7 @@ def _before(
     r, d = _corrections(spec, Moments(s.mean + s.low, var, s.weights()), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
     a = _affine(spec.over, s.mean, s.low, g, _scaled(r, scale))
-    return (s.mean, s.low, var), g, before(a, bias, outer, s.mean.dtype)
+    return (s.mean, s.low, var), g, before(a, bias, crossed, s.mean.dtype)
 
 
 def _corrections(spec: Spec, m: Moments, epsilon: Array, others: Any) -> tuple[Maybe, Maybe]:

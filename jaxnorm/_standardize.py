@@ -32,13 +32,13 @@ def _given(
     scale, bias, outside = split(x, shape, scale, bias)
     # moments of elements are not small
     prepared = _before if shape == x.shape else partial(together, _before)
-    g, p = prepared(mean, var, scale, bias, outside.scale, epsilon, dtype=wide(x.dtype))
+    g, p = prepared(mean, var, scale, bias, epsilon, dtype=wide(x.dtype))
     return _Given(apply(x, p, outside, None, dtype), g)
 
 
-def _before(mean: Array, var: Array, scale: Any, bias: Any, outer: Any, epsilon: Array, *, dtype: Any) -> Any:
+def _before(mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, *, dtype: Any) -> Any:
     g = gain(var, epsilon)
-    return g, before(Affine(mean, None, g, scale), bias, outer, dtype)
+    return g, before(Affine(mean, None, g, scale), bias, False, dtype)
 
 
 def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
