@@ -148,18 +148,18 @@ STAGES = ("traced", "lowered", "compiled", "in all")
 
 
 def prepared(programs: dict[str, tuple[Callable[..., Any], Any]]) -> dict[str, list[float]]:
-    """The least seconds that each of the stages takes, in turn."""
+    """The least seconds of processor time that each of the stages takes, in turn."""
     found: dict[str, list[list[float]]] = {name: [] for name in programs}
     for _ in range(REPEATS):
         for name, (function, args) in programs.items():
             jax.clear_caches()
-            moments = [time.perf_counter()]
+            moments = [time.process_time()]
             traced = jax.jit(lambda *a, function=function: function(*a)).trace(*args)
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
             lowered = traced.lower()
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
             lowered.compile()
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
             stages = [end - start for start, end in itertools.pairwise(moments)]
             found[name].append([*stages, moments[-1] - moments[0]])
     return {name: [min(times) for times in zip(*rows, strict=True)] for name, rows in found.items()}
