@@ -98,7 +98,7 @@ def on_cpu(
 
     def averaged(v: Array) -> Array:
         """Not by a division of a number, for which XLA:CPU makes a kernel of its own."""
-        return divide(v, n) if isinstance(n, Array) or not n else times(v, 1 / n)
+        return times(v, 1 / n) if isinstance(n, int) else divide(v, n)
 
     poor = _poor(total, squares, n)
     found: Any = lax.cond(poor, again, kept, x, total, squares)

@@ -163,10 +163,13 @@ def test_shapes_of_a_symbolic_batch(variant, where):
     assert types(state) == (types(inputs.stats) if "state" in variant.takes else None)
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @over(named("batch", "layer", "rms", "group", "standardize", "unit ord 2", "local response"))
-def test_one_export_serves_every_batch(variant):
+def test_one_export_serves_every_batch(variant, bits):
+    """In float32, also where a number, such as one over the size of a batch, is of 64 bits."""
     inputs = draw(variant)
-    exported = jax.export.export(jax.jit(variant.function))(*symbolic(inputs))
-    for n in (2, 3):
-        part = inputs._replace(x=inputs.x[:n])
-        assert_close(exported.call(*part), exact(variant, part), PRECISION["float32"])
+    with jax.enable_x64(bits == 64):
+        exported = jax.export.export(jax.jit(variant.function))(*symbolic(inputs))
+        for n in (2, 3):
+            part = inputs._replace(x=inputs.x[:n])
+            assert_close(exported.call(*part), exact(variant, part), PRECISION["float32"])
