@@ -11,6 +11,9 @@ from jaxnorm import _forms, _passes
 # The host's only: an accelerator keeps what it has, and its place as the default.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# An accelerator's products of matrices are in float32, too, which they are not by default.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 # What takes long is the compilation of a first example.
 settings.register_profile("jaxnorm", deadline=None, derandomize=True)
 settings.load_profile("jaxnorm")

@@ -1,4 +1,7 @@
-"""Ratios of times on a shared machine: every contender in turn, many times over, in one process."""
+"""Ratios of times on a shared machine: every contender in turn, many times over, in one process.
+
+An accelerator has its calls in a queue, and is waited for once a sample: what is timed is it, not its driver.
+"""
 
 import gc
 import os
@@ -20,7 +23,7 @@ STEADY = {
     "MALLOC_ARENA_MAX": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-SAMPLE = 0.003  # seconds, at least
+SAMPLE, QUEUED = 0.003, 0.02  # seconds, at least
 GAP = 0.0015  # seconds, after which another framework's threads sleep
 
 
@@ -37,8 +40,9 @@ def interleaved(
     repeats, samples = {}, {name: list[float]() for name in calls}
     for name, call in calls.items():
         for _ in range(2):
-            jax.block_until_ready(call())
-        repeats[name] = max(1, min(200, int(SAMPLE / _seconds(call, 1, clock))))
+            wait(call())
+        sample = SAMPLE if jax.default_backend() == "cpu" else QUEUED
+        repeats[name] = max(1, min(200, int(sample / _seconds(call, 1, clock))))
     order, shuffle = list(calls), random.Random(0).shuffle
     gc.collect()
     gc.disable()
@@ -47,15 +51,26 @@ def interleaved(
             shuffle(order)  # a rotation would leave everyone the same neighbour
             for name in order:
                 time.sleep(GAP)
-                jax.block_until_ready(calls[name]())  # its own caches and threads
+                wait(calls[name]())  # its own caches and threads
                 samples[name].append(_seconds(calls[name], repeats[name], clock))
     finally:
         gc.enable()
     return {name: statistics.median(found) for name, found in samples.items()}
 
 
+def wait(result: Any) -> None:
+    """Until a result of JAX, or of torch, is there."""
+    jax.block_until_ready(result)
+    if "torch" in sys.modules and jax.default_backend() == "gpu":
+        sys.modules["torch"].cuda.synchronize()
+
+
 def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+    result, each = None, jax.default_backend() == "cpu"
     start = clock()
     for _ in range(repeats):
-        jax.block_until_ready(call())
+        result = call()
+        if each:
+            jax.block_until_ready(result)
+    wait(result)
     return (clock() - start) / repeats

@@ -1,4 +1,4 @@
-"""PyTorch's norms on the CPU, in both memory layouts."""
+"""PyTorch's norms, in both memory layouts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks._peers import EPSILON, MOMENTUM, Work
 
 
-def calls(w: Work, dtype: str, channels_last: bool) -> dict[str, Callable[[], Any]]:
+def calls(w: Work, dtype: str, channels_last: bool, device: str) -> dict[str, Callable[[], Any]]:
     """The same programs as of the JAX libraries."""
     random, kind = np.random.default_rng(0), getattr(torch, dtype)
     channels, rows = w.shape[-1], w.norm in ("layer", "rms") or len(w.shape) == 2
@@ -20,13 +20,13 @@ def calls(w: Work, dtype: str, channels_last: bool) -> dict[str, Callable[[], An
         if not rows:
             layout = torch.channels_last if channels_last else torch.contiguous_format
             t = t.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        return t.to(kind)
+        return t.to(device, kind)
 
     x, dy = draw().requires_grad_(), draw()
     # torch's row norms want parameters of x's type
     own = kind if w.norm in ("layer", "rms") else torch.float32
-    scale, bias = torch.ones(channels, dtype=own), torch.zeros(channels, dtype=own)
-    mean, var = torch.zeros(channels), torch.ones(channels)
+    scale, bias = (f(channels, dtype=own, device=device) for f in (torch.ones, torch.zeros))
+    mean, var = (f(channels, device=device) for f in (torch.zeros, torch.ones))
     trained = [v.requires_grad_() for v in ([scale] if w.norm == "rms" else [scale, bias])]
 
     def norm(x: torch.Tensor, train: bool) -> torch.Tensor:

@@ -56,8 +56,8 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
     if dvar is None:
         return None
     rstd = times(g, HEADROOM)
-    # at the largest numbers rstd is flushed to 0, and dvar may be infinite
-    change = choose(rstd == 0, 0, times(rstd, dvar))
+    # at the largest numbers dvar may be infinite, and rstd is subnormal, which not every backend flushes to 0
+    change = choose(rstd < float(jnp.finfo(rstd.dtype).tiny), 0, times(rstd, dvar))
     return times(change, -0.5, rstd, g)
 
 

@@ -63,8 +63,8 @@ def divide(total: Array, weight: Any, unit: float = 1.0) -> Array:
     """total / weight / unit, a power of two; an empty sample has no average, so 0 / 0 is 0."""
     if not isinstance(weight, Array):
         return total / (weight * unit) if weight else jnp.zeros_like(total)
-    total = total if unit == 1 else total / unit
-    return total / choose(weight == 0, 1, weight).astype(total.dtype)
+    average = total / choose(weight == 0, 1, weight).astype(total.dtype)
+    return average if unit == 1 else average / unit  # not before: the sum overflows where it does not
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -50,7 +50,8 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     before, seen = jnp.asarray(was.weight), jnp.asarray(now.weight)
     part = 1 - jnp.asarray(decay, before.dtype)
     full = before + part * (1 - before)
-    step = part / choose(full > 0, full, 1)
+    # the first step is 1, also where division is not rounded to the nearest
+    step = choose(before > 0, part / choose(full > 0, full, 1), jnp.ones_like(full))
     partly = not check.traced(decay) and 0 < float(cast(Any, decay)) < 1  # known while tracing
     taken = seen > 0 if partly else (seen > 0) & (part > 0)
 

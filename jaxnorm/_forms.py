@@ -39,6 +39,7 @@ class Forms(NamedTuple):
     """Ways to the same `results(over, *args)`, of which only the one that is lowered is traced."""
 
     cpu: Callable[..., Any]
+    gpu: Callable[..., Any]
     tpu: Callable[..., Any]
     default: Callable[..., Any]
     tangent: Callable[..., Any]  # (over, args, results, dargs) -> dresults; None is an absent one
@@ -91,4 +92,5 @@ _chosen.def_abstract_eval(
 )
 ad.primitive_jvps[_chosen] = _jvp
 batching.primitive_batchers[_chosen] = _batch
-lowered(_chosen, **{platform: _form(platform) for platform in ("cpu", "tpu", "default")})
+_gpu = _form("gpu")
+lowered(_chosen, cpu=_form("cpu"), cuda=_gpu, rocm=_gpu, tpu=_form("tpu"), default=_form("default"))

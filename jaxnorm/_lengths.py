@@ -8,9 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._alone import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._eager import compiled
-from jaxnorm._normalize import normalize
 from jaxnorm._norms import rms_norm
 from jaxnorm._weights import weight_norm
 
@@ -51,7 +51,7 @@ def scale_norm(
     axes = check.axes("scale_norm", axis, x)
     n = max(1, math.prod(x.shape[a] for a in axes))  # the sum is n times RMS norm's mean
     scale = check.numbers("scale_norm", "scale", scale)
-    return normalize(
+    return normalized(
         "scale_norm",
         x,
         axes,
@@ -60,7 +60,7 @@ def scale_norm(
         scale=times(scale.astype(wide(scale.dtype)), n**-0.5),
         epsilon=check.epsilon("scale_norm", epsilon) / n,
         dtype=dtype,
-    )[0]
+    )
 
 
 @compiled

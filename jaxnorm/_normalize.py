@@ -26,6 +26,10 @@ class Spec(NamedTuple):
     dtype: Any
     corrections: Callable[..., tuple[Array, Array]] | None = None
 
+    def behind(self) -> "Spec":
+        """The same of arrays with one more axis in front."""
+        return self._replace(over=self.over.behind())
+
 
 class _Normalized(NamedTuple):
     y: Array
@@ -53,7 +57,7 @@ def _primal(
     seen = None if where is None else weight > 0
     arrays = seen, scale, bias, epsilon, others
     crossed = outside.scale is not None
-    (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec)
+    (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec, everywhere=True)
     return _Normalized(apply(x, p, outside, seen, spec.dtype), mean, low, var, g, weight)
 
 
@@ -133,10 +137,17 @@ def _combined(
     return *combined(a, dmean, dgain, dscale, dbias, low.dtype), dmean, dvar, dgain
 
 
-_normalize = with_tangent(_primal, _tangent)
+normalization = with_tangent(_primal, _tangent)
 
 
-def normalize(
+def normalize(*args: Any, **options: Any) -> tuple[Array, Moments]:
+    """y and its Moments, with as many axes as x; of groups, each channel has its group's."""
+    out = called(normalization, *args, **options)
+    return out.y, Moments(out.mean + lax.stop_gradient(out.low), out.var, out.weight)
+
+
+def called(
+    op: Callable[..., Any],
     function: str,
     x: Array,
     axes: tuple[int, ...],
@@ -156,10 +167,8 @@ def normalize(
     axis_name: Any = None,
     axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
-) -> tuple[Array, Moments]:
-    """y and its Moments, with as many axes as x, for the public function of that name.
-
-    Of groups, each channel has its group's Moments.
+) -> Any:
+    """`op` of its arguments, checked for the public function of that name.
 
     `pivot`, with as many axes, too, is a value near the mean that is known beforehand on every device.
     `corrections(m, epsilon, *others)` gives r and d of y = (xhat * r + d) * scale + bias.
@@ -177,5 +186,4 @@ def normalize(
     )
     spec = Spec(Over(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)
     with devices.explained(function, names):
-        out = _normalize(spec, x, *args)
-    return out.y, Moments(out.mean + lax.stop_gradient(out.low), out.var, out.weight)
+        return op(spec, x, *args)

@@ -8,8 +8,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._alone import normalized
 from jaxnorm._eager import compiled
-from jaxnorm._normalize import normalize
 
 
 @compiled
@@ -65,7 +65,7 @@ def layer_norm(
     features = axes
     if feature_axis is not None:
         features = check.axes("layer_norm", feature_axis, x, "feature_axis")
-    return normalize(
+    return normalized(
         "layer_norm",
         x,
         axes,
@@ -78,7 +78,7 @@ def layer_norm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-    )[0]
+    )
 
 
 @compiled
@@ -113,7 +113,7 @@ def rms_norm(
     features = axes
     if feature_axis is not None:
         features = check.axes("rms_norm", feature_axis, x, "feature_axis")
-    return normalize(
+    return normalized(
         "rms_norm",
         x,
         axes,
@@ -127,7 +127,7 @@ def rms_norm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-    )[0]
+    )
 
 
 @compiled
@@ -161,7 +161,7 @@ def instance_norm(
     x = check.numbers("instance_norm", "x", x)
     features = check.axes("instance_norm", feature_axis, x, "feature_axis")
     check.not_batch("instance_norm", feature_axis, features, x)
-    return normalize(
+    return normalized(
         "instance_norm",
         x,
         tuple(a for a in range(1, x.ndim) if a not in features),
@@ -173,7 +173,7 @@ def instance_norm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-    )[0]
+    )
 
 
 @compiled
@@ -222,7 +222,7 @@ def group_norm(
     # pooled by groups after the other axes are reduced; with no other axis, that would be all of x
     pooled = (f, groups) if others else None
     parts = (lambda v: v) if others else functools.partial(split, axis=f, parts=groups)
-    y, _ = normalize(
+    y = normalized(
         "group_norm",
         parts(x),
         others or (f + 1,),

@@ -55,15 +55,20 @@ def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
 
 def apart(number: int, *vs: Maybe) -> list[Maybe]:
     """Small arrays that passes over x share, for the pass `number` alone."""
-    return _each(vs, number=number, solid=False)
+    return _each(vs, number=number, solid=False, everywhere=False)
 
 
-def written(*vs: Maybe) -> list[Maybe]:
-    """Small arrays that meet x, computed once: loops would compute them again, and may round otherwise."""
-    return _each(vs, number=0, solid=True)
+def written(*vs: Maybe, everywhere: bool = False) -> list[Maybe]:
+    """Small arrays that meet x, computed once: loops would compute them again, and may round otherwise.
+
+    `everywhere`: not on CPU alone. GPUs compute again what is cheap, a sum of 24 numbers in another order.
+    """
+    return _each(vs, number=0, solid=True, everywhere=everywhere)
 
 
-def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **options: Any) -> Any:
+def together(
+    f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), everywhere: bool = False, **options: Any
+) -> Any:
     """f(*args), of small arrays that meet x, whose results are written at once.
 
     With `moved`, which f is linear in, f(moved, *args), and the transpose's results are written likewise.
@@ -71,7 +76,7 @@ def together(f: Callable[..., Any], *args: Any, moved: Sequence[Maybe] = (), **o
     if moved:
         args = returned(*moved), *args
     results, tree = jax.tree.flatten(f(*args, **options))
-    return jax.tree.unflatten(tree, written(*results))
+    return jax.tree.unflatten(tree, written(*results, everywhere=everywhere))
 
 
 def returned(*vs: Maybe) -> list[Maybe]:
@@ -81,7 +86,7 @@ def returned(*vs: Maybe) -> list[Maybe]:
     """
     shape = next((v.shape for v in vs if v is not None), None)
     alike = [v if v is not None and v.shape == shape else None for v in vs]
-    back = _each(alike, number=0, solid=False)
+    back = _each(alike, number=0, solid=False, everywhere=False)
     return [v if b is None else b for v, b in zip(vs, back, strict=True)]
 
 
@@ -111,11 +116,11 @@ def _apart(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
     return out[first - 1 :]
 
 
-def _same(*vs: Array, **_: Any) -> list[Array]:
-    return list(vs)
+def _same(*vs: Array, everywhere: bool, **_: Any) -> list[Array]:
+    return lax.optimization_barrier(list(vs)) if everywhere else list(vs)
 
 
-def _beside(*vs: Array, number: int, solid: bool) -> list[Array]:
+def _beside(*vs: Array, number: int, solid: bool, everywhere: bool) -> list[Array]:
     out = _written(vs) if solid else list(vs)
     for _ in range(number):
         out = [lax.optimization_barrier(v) for v in out]

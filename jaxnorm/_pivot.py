@@ -66,9 +66,7 @@ def _slices(x: Array, axes: tuple[int, ...]) -> list[Array]:
         n = x.shape[-1]
         size = min(max(_RUN, n // _THIN), n)
         # within what a TPU reads at once; a sharded axis is summed whole
-        return [
-            x if _shards(x)[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)
-        ]
+        return [x if shards(x)[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)]
     return [_slice(x, axes, i) for i in range(3)]
 
 
@@ -78,7 +76,7 @@ def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
     A TPU reads whole tiles of the two minor axes, so that the last axis is kept; but the batch, which may be
     sharded, is not cut where it is reduced.
     """
-    pieces = _shards(x)
+    pieces = shards(x)
     kept = axes[0] if axes[0] == 0 else axes[-1]
     cut = [a for a in axes if a != kept]
     others = math.prod(x.shape[a] for a in cut if pieces[a] == 1)
@@ -105,7 +103,7 @@ def _every(x: Array, axis: int, step: int, i: int, pieces: int) -> Array:
     return lax.slice_in_dim(x, start, start + (size - 1) * step + 1, step, axis)
 
 
-def _shards(x: Array) -> list[int]:
+def shards(x: Array) -> list[int]:
     """Into how many pieces each axis is cut, as far as tracing knows: it may not be sliced."""
     sharding = jax.typeof(x).sharding
     names = [() if s is None else s if isinstance(s, tuple) else (s,) for s in sharding.spec]

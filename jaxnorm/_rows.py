@@ -1,7 +1,8 @@
-"""Rows: their statistics in one read of x and without a pivot, which is one more tile of each row to read.
+"""Rows, without a pivot, which is one more tile of each row to read: their statistics, and y itself.
 
-One reduction unites the points of a row by the law of total variance. A TPU's compiler makes one kernel of
-it, and of a row that is sharded sends what its parts came to, no element.
+On a TPU one reduction unites the points of a row by the law of total variance. The compiler makes one kernel
+of it, and of a row that is sharded sends what its parts came to, no element. On a GPU a row stays on the chip
+between its sums and y, where it is short enough and nothing else is asked for: two passes, not three.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,14 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
-from jaxnorm._arithmetic import HEADROOM, divide, shrink, two_sum, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, divide, plus, shrink, times, two_sum, wide
 from jaxnorm._law import in_units
 from jaxnorm._over import Over
+from jaxnorm._pivot import shards
+
+_ON_CHIP = 2**14  # features: of longer rows XLA makes a kernel for each sum, and one for y
 
 
 def are_rows(x: Array, over: Over) -> bool:
@@ -54,3 +59,35 @@ def _union(units: tuple[float, float], a: State, b: State) -> State:
     mean, low = two_sum(mean, low + d * part)
     far, near = (count * part * (d * unit) * (d * unit) for unit in units)
     return mean, low, squares + b[2] + far, tiny + b[3] + near, count + b[4]
+
+
+def stay_on_chip(x: Array, over: Over) -> bool:
+    """Whether these are rows that a GPU need not read twice."""
+    return are_rows(x, over) and 0 < x.shape[-1] <= _ON_CHIP and not over.names.names and shards(x)[-1] == 1
+
+
+def normalized(
+    x: Array, scale: Maybe, bias: Maybe, epsilon: Array, *, centered: bool, dtype: DTypeLike
+) -> Array:
+    """y of rows, by sums of which each needs those before: XLA makes one kernel of such a chain.
+
+    In a unit that brings what is too large for squares below 2^48, and leaves everything else as it is. There
+    epsilon, in that unit, is lost beside the variance, and so it is as it stands; the unit is used once, as
+    XLA's chain wants it.
+    """
+    v, n = x.astype(wide(x.dtype)), x.shape[-1]
+    info = jnp.finfo(v.dtype)
+
+    def average(v: Array) -> Array:
+        return jnp.sum(v, -1, keepdims=True) / n
+
+    most = 2.0 ** (info.maxexp * 3 // 8)
+    size = lax.reduce_precision(jnp.max(jnp.abs(v), -1, keepdims=True), info.nexp, 0)
+    v = v * (most / jnp.clip(size, most, 2.0 ** (info.maxexp - 1)))
+    if centered:
+        v = v - average(v)
+        v = v - average(v)  # what the first one lost
+    spread = average(v * v) + epsilon.astype(v.dtype)
+    # a constant row is 0 by now, whatever it is multiplied by
+    rstd = lax.rsqrt(lax.max(spread, jnp.full_like(spread, info.tiny)))
+    return plus(v * times(rstd, 1.0 if scale is None else scale), bias).astype(dtype)

@@ -31,7 +31,7 @@ def with_tangent(primal: Callable[..., Any], tangent: Callable[..., Any]) -> Cal
         linear, kept = tangent(static, args, outs)
         # prevent_cse=False: no barrier, which would cut the fusion with the cotangent's producer; nothing
         # here is costly enough to be kept apart
-        douts = jax.checkpoint(linear, prevent_cse=False)(kept, *jax.tree.map(_absent, dargs))
+        douts = jax.checkpoint(linear, prevent_cse=False)(kept, *jax.tree.map(absent, dargs))
         zeros = (zero_from_primal(out, symbolic_zeros=True) for out in outs)
         return outs, type(outs)(*(z if d is None else d for z, d in zip(zeros, douts, strict=True)))
 
@@ -39,5 +39,6 @@ def with_tangent(primal: Callable[..., Any], tangent: Callable[..., Any]) -> Cal
     return jax.jit(op, static_argnums=0, inline=True)
 
 
-def _absent(tangent: Any) -> Any:
+def absent(tangent: Any) -> Any:
+    """None for a tangent that JAX says is zero."""
     return None if isinstance(tangent, SymbolicZero) else tangent

@@ -64,7 +64,8 @@ def _of_points(points: Points, guess: Maybe) -> list[Any]:
     real, dtype = squares.dtype, wide(x.dtype)
     kinds = (dtype, dtype, real, real, real)  # of a Sample, but for its weight
     accurate = backends.accurate
-    forms = Forms(accurate if dtype != real else backends.on_cpu, backends.on_tpu, accurate, _tangent)
+    on_cpu = accurate if dtype != real else backends.on_cpu
+    forms = Forms(on_cpu, gpu=accurate, tpu=backends.on_tpu, default=accurate, tangent=_tangent)
     given = None if where is None else weight
     fields = chosen(forms, over, kinds, squares, x, total, where, given, guess)
     return [*fields, n]

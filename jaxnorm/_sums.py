@@ -95,7 +95,8 @@ class Points(NamedTuple):
         """A pivot in units, and the weight and the sums about it."""
         fills = None if self.where is None else self.x.dtype
         met = (self.over.per_channel(v, self.x.shape) for v in (pivot, unit))
-        pivot, unit, shift = together(_shifted, *met, fills=fills)
+        # one number, where it is subtracted and where it is added again
+        pivot, unit, shift = together(_shifted, *met, fills=fills, everywhere=True)
         return self.over.shared(shift, self.x.shape), *self.sums(first, pivot, unit, shift)
 
     def about(self, first: int, pivot: Maybe, unit: Array, back: Array) -> Sample:

@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._alone import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._moments import moments
-from jaxnorm._normalize import normalize
 from jaxnorm._standardize import given
 from jaxnorm._trees import Select, mapped
 
@@ -57,10 +57,10 @@ def weight_norm(
     """
     least = check.epsilon("weight_norm", epsilon)
 
-    def normalized(v: Array, g: Any) -> Array:
+    def at_length(v: Array, g: Any) -> Array:
         reduced, features, n = _axes("weight_norm", feature_axis, v)
         # RMS norm, whose mean of squares is the sum over n
-        return normalize(
+        return normalized(
             "weight_norm",
             v,
             reduced,
@@ -69,9 +69,9 @@ def weight_norm(
             scale=_times("weight_norm", g, n**-0.5),
             epsilon=least / n,
             dtype=dtype,
-        )[0]
+        )
 
-    return mapped("weight_norm", normalized, params, scale, select)
+    return mapped("weight_norm", at_length, params, scale, select)
 
 
 def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = None) -> Any:
@@ -137,7 +137,7 @@ def weight_standardize(
         reduced, features, n = _axes(function, feature_axis, v)
         if not by_fan_in:
             options = {"scale": g, "epsilon": least, "dtype": dtype}
-            return normalize(function, v, reduced, features, **options)[0]
+            return normalized(function, v, reduced, features, **options)
         m = moments(v, reduced, keepdims=True)
         m = m._replace(var=jnp.maximum(m.var, (least / n).astype(m.var.dtype)))
         g = check.affine(function, "scale", _times(function, g, n**-0.5), v, features)

@@ -31,6 +31,7 @@ FLOORS = [
     {"_moments", "_average"},
     {"_standardize"},
     {"_normalize"},
+    {"_alone"},
     {"_norms", "_batch", "_responses", "_weights", "_spectral"},
     {"_banks", "_conditional", "_evonorm", "_inputs", "_lengths", "_renorm", "_switchable"}
     | {"_transformers", "_whitening"},

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layers import OURS, Case, layer
+from meshes import devices_of, mesh_of
 from variants import assert_close, draw, named
 
 import jaxnorm as jn
@@ -20,7 +21,7 @@ DEVICES, POINTS = 4, 3
 
 
 def mesh(*sizes, kind=AxisType.Auto):
-    return jax.make_mesh(sizes, ("a", "b")[: len(sizes)], axis_types=(kind,) * len(sizes))
+    return mesh_of(sizes, ("a", "b")[: len(sizes)], kind)
 
 
 def sharded(function, check_vma=True, kind=AxisType.Auto):
@@ -68,7 +69,7 @@ MODES = {
     "remat in scan in shard_map": scanned,
     "vmap in shard_map": batched,
     "vmap and shard_map": nested,
-    "pmap": partial(jax.pmap, axis_name="a"),
+    "pmap": partial(jax.pmap, axis_name="a", devices=devices_of(DEVICES)),
     "vmap": partial(jax.vmap, axis_name="a"),
 }
 over_modes = pytest.mark.parametrize("mode", MODES)
@@ -332,7 +333,7 @@ def test_a_mesh_axis_along_which_all_devices_see_the_same():
 
 
 GROUPED = {
-    "pmap": partial(jax.pmap, axis_name="a"),
+    "pmap": partial(jax.pmap, axis_name="a", devices=devices_of(DEVICES)),
     "shard_map unchecked": partial(sharded, check_vma=False),
     "one mesh axis of two": lambda function: jax.shard_map(
         jax.vmap(function), mesh=mesh(2, 2), in_specs=P(("a", "b")), out_specs=P(("a", "b"))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from meshes import mesh_of
 
 import jaxnorm as jn
 
@@ -267,7 +267,7 @@ def grouped(x):
 
 
 def mapped(x):
-    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of((4,), ("a",))
     return jax.shard_map(grouped, mesh=mesh, in_specs=P("a"), out_specs=P("a"))(x)
 
 
@@ -283,7 +283,7 @@ def test_groups_where_jax_takes_none(call):
 
 def test_a_name_of_vmap_where_jax_takes_none():
     inner = jax.vmap(partial(jn.layer_norm, axis_name=("a", "b")), axis_name="b")
-    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of((4,), ("a",))
     text = (
         "layer_norm: axis_name='b' is an axis of jax.vmap, over which JAX sums inside of "
         "jax.shard_map(check_vma=False) only; use that, or reduce that axis as an axis of x."

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from layers import OURS, PLAIN, Case, draw, layer
+from meshes import mesh_of
 
 import jaxnorm as jn
 
@@ -34,7 +35,7 @@ def test_devices_count_by_their_unmasked_rows(api, counts):
     mask = jnp.asarray(np.arange(4) < np.reshape(counts, (4, 1))).reshape(16, 1)
     alone, together = (layer(OURS, api, BATCH_NORM, axis_name=name) for name in (None, "i"))
     variables, cotangent = alone.init(x), draw(x.shape, seed=1)
-    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of((4,), ("i",))
 
     def spread(variables, x, mask):
         specs = dict(in_specs=(P(), P("i"), P("i")), out_specs=(P("i"), P()))

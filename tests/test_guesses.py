@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from meshes import mesh_of
 
 import jaxnorm as jn
 
@@ -75,7 +75,7 @@ def test_masked(x, guess):
 @pytest.mark.parametrize("guess", ["right", "far"])
 @pytest.mark.parametrize("check", [True, False])
 def test_in_shard_map(x, guess, check):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = mesh_of((8,), ("data",))
     large = jnp.concatenate([x + i for i in range(8)])
 
     def on_devices(x):

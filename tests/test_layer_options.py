@@ -377,7 +377,7 @@ UNTRAINED = (
 @both
 def test_an_evaluation_before_any_update_warns(api, recwarn):
     side = layer(OURS, api, BATCH_NORM)
-    variables = side.init(X)
+    variables = jax.block_until_ready(side.init(X))  # it never waits for a device
     with pytest.warns(UserWarning, match="no batch has updated") as found:
         y, _ = side.call(variables, X, use_running_average=True)
     assert [str(w.message) for w in found] == [UNTRAINED]

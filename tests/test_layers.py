@@ -68,9 +68,11 @@ def test_a_layer_gives_what_its_function_gives(api, case):
         variables["params"][name] = draw(value.shape, seed=seed)
     y, after = side.call(variables, x)
     expected, stats = direct(case, variables, x)
-    np.testing.assert_array_equal(y, expected)
+    # two programs, which a GPU may round differently
+    rounding = {"rtol": 0, "atol": 0 if jax.default_backend() == "cpu" else 2e-6}
+    np.testing.assert_allclose(y, expected, **rounding)
     for name, value in stats.items():
-        np.testing.assert_array_equal(after["batch_stats"][name].reshape(value.shape), value)
+        np.testing.assert_allclose(after["batch_stats"][name].reshape(value.shape), value, **rounding)
 
 
 @pytest.mark.parametrize("case", [c for c in PLAIN if c.name != "BatchNorm"], ids=str)
@@ -148,9 +150,9 @@ def test_linen_takes_the_dtype_of_statistics_from_x(x, mean, var):
         x = jax.ShapeDtypeStruct((8, 4), x)
         variables = jax.eval_shape(side.init, x)
         _, after = jax.eval_shape(side.call, variables, x)
+        assert kinds(after) == kinds(variables)
     stats = variables["batch_stats"]
     assert (stats["mean"].dtype, stats["var"].dtype) == (mean, var)
-    assert kinds(after) == kinds(variables)
 
 
 @both
