@@ -74,6 +74,7 @@ class Cost(NamedTuple):
 
     nbytes: int  # read and written
     large: list[str]  # dtypes of the arrays it writes that are not small
+    at_once: int  # how many of these one kernel writes, at most
     collectives: list[tuple[str, int]]  # their names and bytes
 
 
@@ -83,9 +84,11 @@ Computation = dict[str, Instruction]
 def cost(text: str, large: int) -> Cost:
     """The cost of a program, where arrays of `large` elements or more are not small."""
     steps = list(_steps(text))
+    written = [(s.times, [b.dtype for b in s.writes if b.size >= large and b.nbytes]) for s in steps]
     return Cost(
         sum(s.times * (s.reads + sum(b.nbytes for b in s.writes)) for s in steps),
-        [b.dtype for s in steps for b in s.writes for _ in range(s.times) if b.size >= large and b.nbytes],
+        [dtype for times, dtypes in written for _ in range(times) for dtype in dtypes],
+        max((len(dtypes) for _, dtypes in written), default=0),
         [
             (kind, s.payload)
             for s in steps

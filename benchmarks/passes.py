@@ -32,6 +32,7 @@ class Measured(NamedTuple):
 
     passes: float
     float32: int  # activations that are written in float32
+    at_once: int  # activations that one kernel writes
     temp: int  # bytes
     collectives: list[tuple[str, int]]  # their names and bytes
 
@@ -51,6 +52,7 @@ def measure(c: Case, program: Program, chip: str, devices: int = 1) -> Measured:
     return Measured(
         found.nbytes / c.nbytes * devices,
         found.large.count("f32"),
+        found.at_once,
         memory.temp_size_in_bytes,
         found.collectives,
     )

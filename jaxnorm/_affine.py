@@ -122,7 +122,15 @@ def combined(
 
 
 def apply_tangent(
-    x: Array, a: Affine, outer: Maybe, dtype: DTypeLike, dx: Maybe, along: Maybe, plain: Maybe, d: Outside
+    x: Array,
+    a: Affine,
+    outer: Maybe,
+    dtype: DTypeLike,
+    dx: Maybe,
+    along: Maybe,
+    plain: Maybe,
+    d: Outside,
+    masked: bool = False,
 ) -> Array:
     """The linear map (dx, along, plain, d) -> dy; None is an absent tangent.
 
@@ -132,8 +140,9 @@ def apply_tangent(
     mul = times(rstd, 1.0 if a.scale is None else a.scale)
     along, plain = devices.vary_together([along, plain], x)
 
-    def centered(number: int) -> Array:
-        return center(own(x, number, wide(x.dtype)), _met(x, a.mean, number - 2))
+    def centered(number: int, last: bool = False) -> Array:
+        last = last and a.mean is not None and not masked
+        return center(own(x, number, wide(x.dtype), everywhere=last), _met(x, a.mean, number - 2))
 
     def scaled(v: Maybe, number: int) -> Maybe:
         return v if outer is None else times(v, _met(x, outer, number))
@@ -145,7 +154,7 @@ def apply_tangent(
         _met(x, d.bias),
     ]
     if outer is not None:
-        hat = plus(centered(7) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
+        hat = plus(centered(7, last=True) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
         parts.append(times(_met(x, d.scale), hat))
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 

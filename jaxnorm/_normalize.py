@@ -113,7 +113,8 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         moved = first, second, dscale
         n = points_of(over, x, where, s)
         along, plain, dmean, dvar, dgain = together(_combined, dbias, low, gain, a, n, r, shift, moved=moved)
-        dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer)
+        masked = where is not None
+        dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer, masked)
         return dy, dmean, None, dvar, dgain, dweight
 
     x, scale, _, where, epsilon, _, _, others = args

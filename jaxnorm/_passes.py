@@ -38,19 +38,23 @@ _copies.multiple_results = _small.multiple_results = True
 SMALL = 100_000  # elements of x; see `few`
 
 
-def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1) -> list[Array]:
+def copies(v: Array, n: int, dtype: DTypeLike, *, first: int = 1, everywhere: bool = False) -> list[Array]:
     """`n` values equal to `v.astype(dtype)`, for the passes number `first`, `first + 1`, ..."""
-    return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first)
+    return _copies.bind(v, n=n, dtype=jnp.dtype(dtype), first=first, everywhere=everywhere)
 
 
 def total(vs: Sequence[Array], dtype: DTypeLike) -> Array:
     """The sum of arrays of one shape and dtype, rounded once to `dtype`."""
-    return _total.bind(*vs, dtype=jnp.dtype(dtype), first=1)
+    return _total.bind(*vs, dtype=jnp.dtype(dtype), first=1, everywhere=False)
 
 
-def own(v: Array, number: int, dtype: DTypeLike | None = None) -> Array:
-    """`v` for the pass `number` alone."""
-    return copies(v, 1, v.dtype if dtype is None else dtype, first=number)[0]
+def own(v: Array, number: int, dtype: DTypeLike | None = None, *, everywhere: bool = False) -> Array:
+    """`v` for the pass `number` alone.
+
+    `everywhere`: elsewhere for the last pass backward, and not for the one that writes y. A GPU may write
+    both at once, and is slower at it.
+    """
+    return copies(v, 1, v.dtype if dtype is None else dtype, first=number, everywhere=everywhere)[0]
 
 
 def apart(number: int, *vs: Maybe) -> list[Maybe]:
@@ -104,11 +108,11 @@ def _each(vs: Sequence[Maybe], **how: Any) -> list[Maybe]:
 # ---------------------------------------------------------------- lowering
 
 
-def _shared(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
-    return [v.astype(dtype)] * n
+def _shared(v: Array, *, n: int, dtype: Any, first: int, everywhere: bool) -> list[Array]:
+    return [(lax.optimization_barrier(v) if everywhere else v).astype(dtype)] * n
 
 
-def _apart(v: Array, *, n: int, dtype: Any, first: int) -> list[Array]:
+def _apart(v: Array, *, n: int, dtype: Any, first: int, everywhere: bool) -> list[Array]:
     out = []
     for _ in range(first + n - 1):
         v = lax.optimization_barrier(v)
@@ -152,20 +156,20 @@ def _larger(us: Sequence[Array], vs: Sequence[Array]) -> list[Array]:
     return [larger(u, v) for u, v in zip(us, vs, strict=True)]
 
 
-def _add(*vs: Array, dtype: Any, first: int) -> Array:
+def _add(*vs: Array, dtype: Any, first: int, everywhere: bool) -> Array:
     return functools.reduce(lax.add, vs).astype(dtype)
 
 
 # ---------------------------------------------------------------- derivatives: both maps are linear
 
 
-def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, first: int) -> Any:
+def _copies_transpose(cts: Any, v: Any, *, n: int, dtype: Any, **kw: Any) -> Any:
     cts = [ct for ct in cts if type(ct) is not ad.Zero]
     if not cts:
         return [ad.Zero(v.aval)]
     if n == 1:
-        return _copies.bind(cts[0], n=1, dtype=v.aval.dtype, first=first)
-    return [_total.bind(*cts, dtype=v.aval.dtype, first=first)]
+        return _copies.bind(cts[0], n=1, dtype=v.aval.dtype, **kw)
+    return [_total.bind(*cts, dtype=v.aval.dtype, **kw)]
 
 
 def _small_transpose(cts: Any, *vs: Any, solid: bool, **kw: Any) -> Any:
@@ -178,11 +182,11 @@ def _small_transpose(cts: Any, *vs: Any, solid: bool, **kw: Any) -> Any:
     ]
 
 
-def _total_transpose(ct: Any, *vs: Any, dtype: Any, first: int) -> Any:
+def _total_transpose(ct: Any, *vs: Any, dtype: Any, **kw: Any) -> Any:
     wanted = [ad.is_undefined_primal(v) for v in vs]
     if type(ct) is ad.Zero:
         return [ad.Zero(v.aval) if w else None for v, w in zip(vs, wanted, strict=True)]
-    parts = iter(copies(ct, sum(wanted), vs[0].aval.dtype, first=first))
+    parts = iter(copies(ct, sum(wanted), vs[0].aval.dtype, **kw))
     return [next(parts) if w else None for w in wanted]
 
 

@@ -1,13 +1,13 @@
 """A pivot: a value near the data, and the size of the data, from a thin sample of it.
 
 Sums of squares about a pivot are as accurate as about the mean while (mean - pivot)^2 is not far above
-the variance. The pivot is the median of the means of three thin slices, of rows the mean of one: near the
-data however large its mean, wherever a few outliers are. Means, not single elements, so that an axis that
-is sharded is not sliced but summed; x is sliced and the slice converted, since XLA writes out a copy that
-it slices.
+the variance. The pivot is the mean of a thin slice. A part p of the sample whose mean is d off makes the
+variance p * d^2 or more: (mean - pivot)^2 is at most 1 / p variances, some 20, whatever is in the slice, and
+n / m^2 for an outlier in a slice of m out of n points. A mean, and not one element, also so that an axis that
+is sharded is not sliced but summed; x is sliced and the slice converted, since XLA writes out a copy that it
+slices. One slice, as a GPU starts kernels for each.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,8 @@ from jaxnorm._over import Over
 
 _THIN = 64  # a slice is one part in so many of the sample, or less
 _TILE = 128  # elements of the minor axis that a TPU reads at once
-_FEW = 8  # elements of an axis of unknown size
+_PLACES = 3
+_FEW = 24  # elements of an axis of unknown size
 _RUN = 24  # the least number of elements whose mean is a pivot, where one of them may be an outlier
 
 
@@ -31,16 +32,8 @@ def pivot(x: Array, over: Over) -> tuple[Array, Array]:
     def reduced(reduce: Callable[..., Array], v: Array) -> Array:
         return over.per_group(reduce(v, axis=over.axes, keepdims=True), x.shape, reduce)
 
-    parts = [v.astype(wide(x.dtype)) for v in _slices(x, over.axes)]
-    means = [reduced(jnp.mean, v * HEADROOM) / HEADROOM for v in parts]
-    sizes = [reduced(jnp.max, jnp.abs(v)) for v in parts]
-    if len(parts) == 1:
-        return means[0], sizes[0]
-    if jnp.iscomplexobj(x):
-        middle = lax.complex(_median(*(m.real for m in means)), _median(*(m.imag for m in means)))
-    else:
-        middle = _median(*means)
-    return middle, functools.reduce(jnp.maximum, sizes)
+    v = _slice(x, over.axes).astype(wide(x.dtype))
+    return reduced(jnp.mean, v * HEADROOM) / HEADROOM, reduced(jnp.max, jnp.abs(v))
 
 
 def unit(size: Array) -> tuple[Array, Array]:
@@ -56,34 +49,28 @@ def unit(size: Array) -> tuple[Array, Array]:
     return 1 / back, back
 
 
-def _median(a: Array, b: Array, c: Array) -> Array:
-    return lax.max(lax.min(a, b), lax.min(lax.max(a, b), c))
+def _slice(x: Array, axes: tuple[int, ...]) -> Array:
+    """A thin slice of the sample: of rows a run, as neighbours are read together; else from three places.
 
-
-def _slices(x: Array, axes: tuple[int, ...]) -> list[Array]:
-    """Thin slices of the sample: of rows one run, as neighbours are read together, and of others three."""
+    One axis, or a part of it, at places of the other axes. A TPU reads whole tiles of the two minor axes, so
+    that the last axis is kept; but the batch, which may be sharded, is not cut where it is reduced.
+    """
+    pieces = shards(x)
     if axes == (x.ndim - 1,) and isinstance(x.shape[-1], int):
         n = x.shape[-1]
         size = min(max(_RUN, n // _THIN), n)
         # within what a TPU reads at once; a sharded axis is summed whole
-        return [x if shards(x)[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)]
-    return [_slice(x, axes, i) for i in range(3)]
-
-
-def _slice(x: Array, axes: tuple[int, ...], i: int) -> Array:
-    """The i-th of three thin slices: one axis, or a part of it, at one place of the other axes.
-
-    A TPU reads whole tiles of the two minor axes, so that the last axis is kept; but the batch, which may be
-    sharded, is not cut where it is reduced.
-    """
-    pieces = shards(x)
+        return x if pieces[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)
     kept = axes[0] if axes[0] == 0 else axes[-1]
-    cut = [a for a in axes if a != kept]
-    others = math.prod(x.shape[a] for a in cut if pieces[a] == 1)
-    for a in (a for a in cut if pieces[a] == 1):  # the thinnest cuts first: XLA may write one out
-        x = _cut(x, a, (2 * i + 1) * x.shape[a] // 6, 1)
+    cut = [a for a in axes if a != kept and pieces[a] == 1]
+    others = math.prod(x.shape[a] for a in cut)
+    for a in cut[1:]:  # the thinnest cuts first: XLA may write one out
+        x = _cut(x, a, x.shape[a] // 2, 1)
+    if cut:
+        x = _places(x, cut[0], _PLACES)
     if isinstance(others, int) and 2 * others <= _THIN:
-        x = _every(x, kept, _THIN // others, i, pieces[kept])
+        places = _PLACES if others == 1 else 1
+        x = _every(x, kept, max(1, _THIN // others // places), pieces[kept])
     return x
 
 
@@ -93,13 +80,21 @@ def _cut(x: Array, axis: int, start: Any, size: int) -> Array:
     return lax.dynamic_slice_in_dim(x, start, size, axis)  # a symbolic shape
 
 
-def _every(x: Array, axis: int, step: int, i: int, pieces: int) -> Array:
-    """Every `step`-th element, the i-th of three interleaved choices of them."""
+def _places(x: Array, axis: int, count: int) -> Array:
+    """`count` elements of an axis, as far from each other as from its ends."""
     n = x.shape[axis]
     if not isinstance(n, int):
-        return jnp.take(x, (jnp.arange(_FEW) * 3 + i) * n // (3 * _FEW), axis=axis)
+        return jnp.take(x, (2 * jnp.arange(count) + 1) * n // (2 * count), axis=axis)
+    return _every(x, axis, max(1, n // count), 1)
+
+
+def _every(x: Array, axis: int, step: int, pieces: int) -> Array:
+    """Every `step`-th element, or more of them, so that all pieces of the axis have the same."""
+    n = x.shape[axis]
+    if not isinstance(n, int):
+        return _places(x, axis, _FEW)
     step = next((s for s in range(min(step, n), 1, -1) if n // s % pieces == 0), 1)
-    start, size = (2 * i + 1) * step // 6, n // step
+    start, size = step // 2, n // step
     return lax.slice_in_dim(x, start, start + (size - 1) * step + 1, step, axis)
 
 

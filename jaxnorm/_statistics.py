@@ -107,7 +107,9 @@ def tangent_sums(
     dweight: list[Array] = []
     if dx is not None:
         a, b = (weigh(fill(v, where), where, 4) for v in dx)
-        c = center(own(x, 4, dtype), *apart(2, mean))
+        # a mask would be written out with x
+        last = over.centered and where is None
+        c = center(own(x, 4, dtype, everywhere=last), *apart(2, mean))
         along_mean, along = sums_over(over, a, dot(c, b))
         first.append(along_mean)
         second.append(along)

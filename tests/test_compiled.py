@@ -14,8 +14,8 @@ MEGABYTE = 2**20
 PROGRAMS = {"forward": 2, "forward, kept": 2, "backward": 3, "one jit": 5}
 BATCH = (3.1, 3.1, 5.1, 7.1)
 MASKED = (4.1, 4.1, 5.1, 8.1)  # a mask costs one more pass forward
-ROWS = (3.1, 3.1, 5.1, 7.2)
-SECOND = (3.03, 3.03, 5.1, 6.1)  # second moments need no pivot
+ROWS = (2.01, 3.1, 5.1, 7.2)  # rows stay on the chip where nothing is kept
+SECOND = (2.01, 3.03, 5.1, 6.1)  # second moments need no pivot
 ON_TPU = (3.01, 3.01, 5.02, 7.02)  # nor do rows there
 GROUPS = (3.06, 3.07, 5.02, 7.07)
 LIMITS = {
@@ -28,7 +28,8 @@ LIMITS = {
         ("bfloat16", "group"): BATCH,
         ("bfloat16", "instance"): BATCH,
         ("float32", "batch"): BATCH,
-        ("float32", "layer"): (None, None, None, 7.2),
+        ("float32", "layer"): (2.01, None, None, 7.2),
+        ("float32", "rms"): (2.01, None, None, None),
         ("float32", "group"): (3.1, None, 5.1, None),
     },
     "v5e": {
@@ -103,6 +104,14 @@ def test_collectives_of_eight_devices_and_no_count_travels(chip, norm, counts, v
         found = measure(c, program, chip, DEVICES).collectives
         assert {name for name, _ in found} == {"all-reduce"} and len(found) <= count
         assert sum(size for _, size in found) <= sent * vector
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "instance"])
+def test_a_gpu_does_not_write_y_and_dx_at_once(norm):
+    """A kernel of x, dy, y, dx and sums over columns takes 1.3 times as long as two."""
+    skip_without_compiler("h100")
+    c = _programs.case("jaxnorm", norm, "h100", "float32")
+    assert measure(c, _programs.programs(c)["one jit"], "h100").at_once == 1
 
 
 MASKS = {
