@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from benchmarks._peers import JAX, MODES, PEERS, Work
@@ -29,11 +28,14 @@ def copied(x: Array) -> Array:
     return (x.astype(jnp.float32) * 1.5 + 0.5).astype(x.dtype)
 
 
+def drawn(w: Work, dtype: str, seed: int) -> Array:
+    return jax.random.normal(jax.random.key(seed), w.shape, jnp.dtype(dtype))
+
+
 def programs(name: str, w: Work, dtype: str) -> tuple[dict[str, Callable[[], Any]], float]:
     """The compiled calls of a JAX library, and the temporary memory of its step."""
     peer = JAX[name](w, jnp.dtype(dtype))
-    random = np.random.default_rng(0)
-    x, dy = (jnp.asarray(random.standard_normal(w.shape, dtype=np.float32), dtype) for _ in range(2))
+    x, dy = (drawn(w, dtype, seed) for seed in range(2))
     if peer.channels_first:
         x, dy = (jnp.moveaxis(v, -1, 1).copy() for v in (x, dy))
 
@@ -73,7 +75,7 @@ def measure(w: Work, dtype: str, peers: list[str], repetitions: int) -> dict[str
             calls[name] = _torch.calls(w, dtype, name.endswith("last"), device)
         else:
             calls[name], memory[name] = programs(name, w, dtype)
-    x = jnp.asarray(np.random.default_rng(1).standard_normal(w.shape, dtype=np.float32), dtype)
+    x = drawn(w, dtype, 2)
     copy = jax.jit(copied)
     found: dict[str, Row] = {}
     for mode in MODES:

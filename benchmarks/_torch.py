@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -12,15 +11,15 @@ from benchmarks._peers import EPSILON, MOMENTUM, Work
 
 def calls(w: Work, dtype: str, channels_last: bool, device: str) -> dict[str, Callable[[], Any]]:
     """The same programs as of the JAX libraries."""
-    random, kind = np.random.default_rng(0), getattr(torch, dtype)
+    kind = getattr(torch, dtype)
     channels, rows = w.shape[-1], w.norm in ("layer", "rms") or len(w.shape) == 2
 
     def draw() -> torch.Tensor:
-        t = torch.from_numpy(random.standard_normal(w.shape, dtype=np.float32))
+        t = torch.randn(w.shape, device=device)
         if not rows:
             layout = torch.channels_last if channels_last else torch.contiguous_format
             t = t.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        return t.to(device, kind)
+        return t.to(kind)
 
     x, dy = draw().requires_grad_(), draw()
     # torch's row norms want parameters of x's type

@@ -130,18 +130,17 @@ def apply_tangent(
     along: Maybe,
     plain: Maybe,
     d: Outside,
-    masked: bool = False,
+    last: bool = False,
 ) -> Array:
     """The linear map (dx, along, plain, d) -> dy; None is an absent tangent.
 
-    The parts are passes of their own, and so are their transposes.
+    The parts are passes of their own, and so are their transposes; `last`: see `own`.
     """
     rstd = times(a.gain, HEADROOM)
     mul = times(rstd, 1.0 if a.scale is None else a.scale)
     along, plain = devices.vary_together([along, plain], x)
 
     def centered(number: int, last: bool = False) -> Array:
-        last = last and a.mean is not None and not masked
         return center(own(x, number, wide(x.dtype), everywhere=last), _met(x, a.mean, number - 2))
 
     def scaled(v: Maybe, number: int) -> Maybe:
@@ -154,7 +153,7 @@ def apply_tangent(
         _met(x, d.bias),
     ]
     if outer is not None:
-        hat = plus(centered(7, last=True) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
+        hat = plus(centered(7, last) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
         parts.append(times(_met(x, d.scale), hat))
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 

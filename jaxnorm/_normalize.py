@@ -108,13 +108,14 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         channels = over.channels(x.shape)
         scale, _, outside = split(x, channels, _scaled(r, scale), None)
         a = _affine(over, mean, low, gain, scale)
-        first, second, dweight = tangent_sums(over, x, where, s, a.mean, twice, dwhere)
+        # of a batch norm the passes are apart by themselves; a mask would be written out with x
+        last = over.centered and 0 not in over.axes and where is None
+        first, second, dweight = tangent_sums(over, x, where, s, a.mean, twice, dwhere, last)
         dscale, dbias, outer = split(x, channels, dscale, dbias)
         moved = first, second, dscale
         n = points_of(over, x, where, s)
         along, plain, dmean, dvar, dgain = together(_combined, dbias, low, gain, a, n, r, shift, moved=moved)
-        masked = where is not None
-        dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer, masked)
+        dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer, last)
         return dy, dmean, None, dvar, dgain, dweight
 
     x, scale, _, where, epsilon, _, _, others = args

@@ -91,13 +91,14 @@ def tangent_sums(
     mean: Maybe,
     dx: Sequence[Array] | None,
     dw: Array | None,
+    last: bool = False,
 ) -> tuple[Maybe, Maybe, Maybe]:
     """What a tangent (dx, dwhere) of x and the weights comes to: three sums; None is an absent tangent.
 
     sum(dx) + sum(dw * c),  sum(c * dx) + sum(dw * (|c|^2 - var)) / 2,  sum(dw),  with c = x - mean
 
     x is `usable`, `mean` None where it is not centered; `dx` are two copies of the tangent, in the
-    statistics' dtype. `s` and the sums have one value a channel, those of its group.
+    statistics' dtype. `s` and the sums have one value a channel, those of its group. `last`: see `own`.
     """
     if dx is None and dw is None:
         return None, None, None
@@ -107,8 +108,6 @@ def tangent_sums(
     dweight: list[Array] = []
     if dx is not None:
         a, b = (weigh(fill(v, where), where, 4) for v in dx)
-        # a mask would be written out with x
-        last = over.centered and where is None
         c = center(own(x, 4, dtype, everywhere=last), *apart(2, mean))
         along_mean, along = sums_over(over, a, dot(c, b))
         first.append(along_mean)
