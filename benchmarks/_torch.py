@@ -22,8 +22,8 @@ def calls(w: Work, dtype: str, channels_last: bool, device: str) -> dict[str, Ca
         return t.to(kind)
 
     x, dy = draw().requires_grad_(), draw()
-    # torch's row norms want parameters of x's type
-    own = kind if w.norm in ("layer", "rms") else torch.float32
+    # some of torch's norms want parameters of x's type
+    own = kind if w.norm in ("layer", "rms") or (w.norm == "group" and device != "cpu") else torch.float32
     scale, bias = (f(channels, dtype=own, device=device) for f in (torch.ones, torch.zeros))
     mean, var = (f(channels, device=device) for f in (torch.zeros, torch.ones))
     trained = [v.requires_grad_() for v in ([scale] if w.norm == "rms" else [scale, bias])]

@@ -26,7 +26,8 @@ SETTINGS: dict[str, Any] = {"seed": 0, "learning_rate": 0.1, "steps": 20}
 
 def train(make_step: MakeStep, devices: int, samples: Samples, epochs: int) -> tuple[State, list[float]]:
     """The state after training in one style, and the loss of every step."""
-    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    host = jax.devices("cpu")[:devices]
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=host)
     step = make_step(mesh)
     # where the step leaves it: elsewhere it would be compiled for the first step, and again for the second
     state = jax.device_put(initial_state(**SETTINGS), NamedSharding(mesh, P()))

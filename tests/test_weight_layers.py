@@ -74,7 +74,8 @@ def test_linen_is_flax_s(name, call, options):
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
-    same(step(ours), step(theirs), atol=2e-2 if options.get("dtype") else 2e-5)
+    rounded = 2e-2 if jax.default_backend() == "cpu" else 4e-2  # of bfloat16, by the convolution, too
+    same(step(ours), step(theirs), atol=rounded if options.get("dtype") else 2e-5)
 
 
 def test_linen_spectral_norm_overwrites_no_parameter():
