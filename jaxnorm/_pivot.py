@@ -1,13 +1,13 @@
 """A pivot: a value near the data, and the size of the data, from a thin sample of it.
 
 Sums of squares about a pivot are as accurate as about the mean while (mean - pivot)^2 is not far above
-the variance. The pivot is the mean of a thin slice. A part p of the sample whose mean is d off makes the
-variance p * d^2 or more: (mean - pivot)^2 is at most 1 / p variances, some 20, whatever is in the slice, and
-n / m^2 for an outlier in a slice of m out of n points. A mean, and not one element, also so that an axis that
-is sharded is not sliced but summed; x is sliced and the slice converted, since XLA writes out a copy that it
-slices. One slice, as a GPU starts kernels for each.
+the variance. The pivot is the median of the means of a thin slice at three places, of rows and of columns
+the mean of one: near the data however large its mean, wherever a few outliers are. Means, not single
+elements, so that an axis that is sharded is not sliced but summed; x is sliced and the slice converted,
+since XLA writes out a copy that it slices. One slice for all places, as a GPU starts kernels for each.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,12 +28,23 @@ _RUN = 24  # the least number of elements whose mean is a pivot, where one of th
 
 def pivot(x: Array, over: Over) -> tuple[Array, Array]:
     """A value near the data of each sample, and their size; the reduced axes keep size 1."""
+    v, places = _slice(x, over.axes)
+    v = v.astype(wide(x.dtype))
+    others = tuple(a for a in over.axes if a != places)
 
-    def reduced(reduce: Callable[..., Array], v: Array) -> Array:
-        return over.per_group(reduce(v, axis=over.axes, keepdims=True), x.shape, reduce)
+    def at_places(reduce: Callable[..., Array], v: Array) -> Array:
+        return over.per_group(reduce(v, axis=others, keepdims=True), x.shape, reduce)
 
-    v = _slice(x, over.axes).astype(wide(x.dtype))
-    return reduced(jnp.mean, v * HEADROOM) / HEADROOM, reduced(jnp.max, jnp.abs(v))
+    mean, size = at_places(jnp.mean, v * HEADROOM) / HEADROOM, at_places(jnp.max, jnp.abs(v))
+    if places is None:
+        return mean, size
+    means, sizes = ([lax.index_in_dim(v, i, places) for i in range(_PLACES)] for v in (mean, size))
+    if jnp.iscomplexobj(x):
+        middle = lax.complex(_median(*(m.real for m in means)), _median(*(m.imag for m in means)))
+    else:
+        middle = _median(*means)
+    # not by a reduction, which XLA would unite with that over the slice, in a kernel of its own
+    return middle, functools.reduce(lax.max, sizes)
 
 
 def unit(size: Array) -> tuple[Array, Array]:
@@ -49,29 +60,36 @@ def unit(size: Array) -> tuple[Array, Array]:
     return 1 / back, back
 
 
-def _slice(x: Array, axes: tuple[int, ...]) -> Array:
-    """A thin slice of the sample: of rows a run, as neighbours are read together; else from three places.
+def _median(a: Array, b: Array, c: Array) -> Array:
+    return lax.max(lax.min(a, b), lax.min(lax.max(a, b), c))
 
-    One axis, or a part of it, at places of the other axes. A TPU reads whole tiles of the two minor axes, so
-    that the last axis is kept; but the batch, which may be sharded, is not cut where it is reduced.
+
+def _slice(x: Array, axes: tuple[int, ...]) -> tuple[Array, int | None]:
+    """A thin slice of the sample, and the axis of three places that it is from, if it is.
+
+    Of rows a run, as neighbours are read together. Else one axis, or a part of it, at places of the others. A
+    TPU reads whole tiles of the two minor axes, so that the last axis is kept; but the batch, which may be
+    sharded, is not cut where it is reduced.
     """
     pieces = shards(x)
     if axes == (x.ndim - 1,) and isinstance(x.shape[-1], int):
         n = x.shape[-1]
         size = min(max(_RUN, n // _THIN), n)
         # within what a TPU reads at once; a sharded axis is summed whole
-        return x if pieces[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)
+        run = x if pieces[-1] > 1 else _cut(x, x.ndim - 1, min(n // 2 // _TILE * _TILE, n - size), size)
+        return run, None
     kept = axes[0] if axes[0] == 0 else axes[-1]
     cut = [a for a in axes if a != kept and pieces[a] == 1]
     others = math.prod(x.shape[a] for a in cut)
-    for a in cut[1:]:  # the thinnest cuts first: XLA may write one out
+    places = next((a for a in cut if not isinstance(x.shape[a], int) or x.shape[a] >= _PLACES), None)
+    for a in (a for a in cut if a != places):  # the thinnest cuts first: XLA may write one out
         x = _cut(x, a, x.shape[a] // 2, 1)
-    if cut:
-        x = _places(x, cut[0], _PLACES)
+    if places is not None:
+        x = _at(x, places, _PLACES)
     if isinstance(others, int) and 2 * others <= _THIN:
-        places = _PLACES if others == 1 else 1
-        x = _every(x, kept, max(1, _THIN // others // places), pieces[kept])
-    return x
+        few = _PLACES if others == 1 else 1
+        x = _every(x, kept, max(1, _THIN // others // few), pieces[kept])
+    return x, places
 
 
 def _cut(x: Array, axis: int, start: Any, size: int) -> Array:
@@ -80,22 +98,22 @@ def _cut(x: Array, axis: int, start: Any, size: int) -> Array:
     return lax.dynamic_slice_in_dim(x, start, size, axis)  # a symbolic shape
 
 
-def _places(x: Array, axis: int, count: int) -> Array:
+def _at(x: Array, axis: int, count: int) -> Array:
     """`count` elements of an axis, as far from each other as from its ends."""
     n = x.shape[axis]
     if not isinstance(n, int):
         return jnp.take(x, (2 * jnp.arange(count) + 1) * n // (2 * count), axis=axis)
-    return _every(x, axis, max(1, n // count), 1)
+    step = n // count
+    return lax.slice_in_dim(x, step // 2, step // 2 + (count - 1) * step + 1, step, axis)
 
 
 def _every(x: Array, axis: int, step: int, pieces: int) -> Array:
     """Every `step`-th element, or more of them, so that all pieces of the axis have the same."""
     n = x.shape[axis]
     if not isinstance(n, int):
-        return _places(x, axis, _FEW)
+        return _at(x, axis, _FEW)
     step = next((s for s in range(min(step, n), 1, -1) if n // s % pieces == 0), 1)
-    start, size = step // 2, n // step
-    return lax.slice_in_dim(x, start, start + (size - 1) * step + 1, step, axis)
+    return _at(x, axis, n // step)
 
 
 def shards(x: Array) -> list[int]:
