@@ -10,9 +10,11 @@ where the passes are:
 
 and what is small and meets x is `written` before the pass, whose transpose, a sum over x, is `returned`.
 
-Everywhere else they lower to one convert and to plain adds. The choice is made while lowering, so one
-traced program serves every platform, and because the maps are linear and transpose to each other, the
-backward pass of a program written with them is cut into passes too, at every order of derivative.
+Everywhere else they lower to one convert and to plain adds, but for what says `everywhere`, which is behind
+a barrier: what must be one number in all kernels, and the passes that a GPU is better off not to unite. The
+choice is made while lowering, so one traced program serves every platform, and because the maps are linear
+and transpose to each other, the backward pass of a program written with them is cut into passes too, at every
+order of derivative.
 
 XLA merges equal barriers, so what tells two copies apart is the number of barriers in front of them:
 `copies` takes consecutive numbers from `first` on, and each pass over the same array has its own.
@@ -51,8 +53,7 @@ def total(vs: Sequence[Array], dtype: DTypeLike) -> Array:
 def own(v: Array, number: int, dtype: DTypeLike | None = None, *, everywhere: bool = False) -> Array:
     """`v` for the pass `number` alone.
 
-    `everywhere`: elsewhere for the last pass backward, and not for the one that writes y. A GPU may write
-    both at once, and is slower at it.
+    `everywhere`: not on CPU alone; for the last pass backward, which a GPU is slower at if it writes y, too.
     """
     return copies(v, 1, v.dtype if dtype is None else dtype, first=number, everywhere=everywhere)[0]
 
@@ -65,7 +66,7 @@ def apart(number: int, *vs: Maybe) -> list[Maybe]:
 def written(*vs: Maybe, everywhere: bool = False) -> list[Maybe]:
     """Small arrays that meet x, computed once: loops would compute them again, and may round otherwise.
 
-    `everywhere`: not on CPU alone. GPUs compute again what is cheap, a sum of 24 numbers in another order.
+    `everywhere`: not on CPU alone. A GPU computes again what is cheap, a sum of 24 numbers in another order.
     """
     return _each(vs, number=0, solid=True, everywhere=everywhere)
 
