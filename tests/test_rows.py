@@ -12,9 +12,7 @@ import jaxnorm as jn
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
-    pytest.mark.parametrize(
-        "form", ["cpu form", "cuda form", "tpu form"], indirect=True, scope="module"
-    ),
+    pytest.mark.parametrize("form", ["cpu form", "cuda form", "tpu form"], indirect=True, scope="module"),
 ]
 ROWS = 8
 
