@@ -58,6 +58,8 @@ def blocks(dtype: str) -> dict[str, float]:
 
 
 def main() -> None:
+    if jax.default_backend() != "gpu":
+        raise SystemExit(f"benchmarks.gpu: JAX finds no GPU, but {jax.default_backend()}; see benchmarks.cpu")
     steady("benchmarks.gpu")
     print(f"{jax.devices()[0].device_kind}, a copy moves {bandwidth() / 1e12:.2f} TB/s")
     for dtype in ("float32", "bfloat16"):

@@ -140,8 +140,8 @@ def apply_tangent(
     mul = times(rstd, 1.0 if a.scale is None else a.scale)
     along, plain = devices.vary_together([along, plain], x)
 
-    def centered(number: int, last: bool = False) -> Array:
-        return center(own(x, number, wide(x.dtype), everywhere=last), _met(x, a.mean, number - 2))
+    def centered(number: int, everywhere: bool = False) -> Array:
+        return center(own(x, number, wide(x.dtype), everywhere=everywhere), _met(x, a.mean, number - 2))
 
     def scaled(v: Maybe, number: int) -> Maybe:
         return v if outer is None else times(v, _met(x, outer, number))
@@ -153,7 +153,7 @@ def apply_tangent(
         _met(x, d.bias),
     ]
     if outer is not None:
-        hat = plus(centered(7, last) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
+        hat = plus(centered(7, everywhere=last) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
         parts.append(times(_met(x, d.scale), hat))
     return total([devices.spread(p, x) for p in parts if p is not None], dtype)
 

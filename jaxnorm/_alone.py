@@ -26,12 +26,12 @@ def normalized(*args: Any, **options: Any) -> Array:
 def _y(spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, *others: Any) -> Array:
     """y alone. Of rows, where nothing is differentiated, what a GPU computes in one kernel."""
     if where is None and rows.stay_on_chip(x, spec.over):
-        return _rows(spec, x, scale, bias, epsilon)
+        return _of_rows(spec, x, scale, bias, epsilon)
     return normalization(spec, x, scale, bias, where, epsilon, *others).y
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows(spec: Spec, *args: Any) -> Array:
+def _of_rows(spec: Spec, *args: Any) -> Array:
     """Of x, scale, bias and epsilon."""
     x, scale, bias, epsilon = args
     forms = Forms(_kept, gpu=_on_chip, tpu=_kept, default=_kept, tangent=_kept_tangent)
@@ -39,8 +39,8 @@ def _rows(spec: Spec, *args: Any) -> Array:
     return chosen(forms, spec, (spec.dtype,), like, x, scale, bias, epsilon.reshape((1,) * x.ndim))[0]
 
 
-@partial(_rows.defjvp, symbolic_zeros=True)
-def _rows_jvp(spec: Spec, args: Any, dargs: Any) -> Any:
+@partial(_of_rows.defjvp, symbolic_zeros=True)
+def _of_rows_jvp(spec: Spec, args: Any, dargs: Any) -> Any:
     """By the op that keeps the moments."""
     (y,), (dy,) = _moved(partial(_kept, spec, None), args, [absent(d) for d in dargs])
     return y, dy

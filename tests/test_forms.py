@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
-from jaxnorm import _backends
+from jaxnorm import _alone, _backends
 from jaxnorm._arithmetic import HEADROOM, divide
+from jaxnorm._normalize import Spec
+from jaxnorm._over import Over
 
 LARGE = (64, 2048)  # more elements than are few
 
@@ -82,3 +84,16 @@ def test_an_average_that_is_finite_by_a_sum_that_is_not():
     """Op by op: newer compilers than the one that divided by the product of both do not mend it."""
     total, weight = jnp.float32(4096 * (3e38 * HEADROOM)), jnp.float32(4096)
     np.testing.assert_allclose(divide(total, weight, HEADROOM), 3e38, rtol=1e-6)
+
+
+def test_rows_where_jax_differentiates_their_forms():
+    """And not the op, whose rule it has otherwise."""
+    spec = Spec(Over((1,)), jnp.dtype(jnp.float32))
+    x, scale = draw(), draw((1, 6))
+    at, along = (x, scale), (jnp.cos(x), jnp.sin(scale))
+
+    def forms(x, scale):
+        return _alone._of_rows.__wrapped__(spec, x, scale, None, jnp.float32(1e-6))
+
+    expected = jax.jvp(lambda x, scale: jn.layer_norm(x, scale=scale), at, along)
+    chex.assert_trees_all_close(jax.jvp(forms, at, along), expected, rtol=1e-6, atol=1e-6)
