@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import HEADROOM, Maybe, center, choose, minus, plus, times, wide
+from jaxnorm._origin import Origin
 from jaxnorm._passes import apart, own, total
 
 # 4 / the largest root mean square is a normal number, and a quarter of no scale that matters is subnormal.
@@ -65,7 +66,7 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
 
 
 class Pass(NamedTuple):
-    """What meets x in the pass that writes y = (room * x - mean) * mul + shift."""
+    """What meets x in the pass that writes y = (room * x - mean) * mul + shift; None is the Origin's room."""
 
     room: Maybe
     mean: Maybe
@@ -73,9 +74,9 @@ class Pass(NamedTuple):
     shift: Maybe
 
 
-def before(a: Affine, bias: Maybe, crossed: bool, dtype: DTypeLike) -> Pass:
+def before(a: Affine, at: Origin, bias: Maybe, crossed: bool, dtype: DTypeLike) -> Pass:
     """All that is small, in the dtype of the arithmetic; `crossed` is a scale that meets x by itself."""
-    g, room = a.gain, None
+    g, room = times(a.gain, at.rest), None
     if a.mean is None and crossed:  # no difference that could overflow, but a gain that is flushed
         g = times(g, HEADROOM / _QUARTER)
     elif a.mean is None:
@@ -83,16 +84,15 @@ def before(a: Affine, bias: Maybe, crossed: bool, dtype: DTypeLike) -> Pass:
         low = g < 1
         g, room = choose(low, g, g * HEADROOM), choose(low, HEADROOM, jnp.ones_like(g))
     mul = times(g, 1.0 if a.scale is None else a.scale)
-    shift = plus(bias, minus(times(a.low, mul, HEADROOM)))
-    mean = times(a.mean, HEADROOM)
-    return Pass(*(_wider(v, dtype) for v in (room, mean, mul, shift)))
+    shift = plus(bias, minus(times(at.low, mul)))
+    return Pass(*(_wider(v, dtype) for v in (room, at.mean, mul, shift)))
 
 
-def apply(x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike) -> Array:
+def apply(
+    x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike, room: Array | float = HEADROOM
+) -> Array:
     """y, in one pass over x. Where not `keep`, y is the bias."""
-    room = p.room
-    if room is None:
-        room = 1.0 if p.mean is None else HEADROOM
+    room = room if p.room is None else p.room
     y = plus(center(times(own(x, 3, wide(x.dtype)), room), p.mean, keep) * p.mul, p.shift)
     if outside.scale is not None:
         scale = _met(x, outside.scale, 1)

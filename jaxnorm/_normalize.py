@@ -13,6 +13,7 @@ from jaxnorm._affine import Affine, Pass, apply, apply_tangent, before, combined
 from jaxnorm._arithmetic import Maybe, choose, one_plus, plus, times, wide
 from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
+from jaxnorm._origin import Origin, origin
 from jaxnorm._over import Over
 from jaxnorm._passes import copies, together
 from jaxnorm._rule import with_tangent
@@ -55,14 +56,16 @@ def _primal(
     scale, bias, outside = split(x, spec.over.channels(x.shape), scale, bias)
     weight = s.weights()
     seen = None if where is None else weight > 0
-    arrays = seen, scale, bias, epsilon, others
+    at = origin(spec.over, s, where)
+    arrays = at, seen, scale, bias, epsilon, others
     crossed = outside.scale is not None
     (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec, everywhere=True)
-    return _Normalized(apply(x, p, outside, seen, spec.dtype), mean, low, var, g, weight)
+    return _Normalized(apply(x, p, outside, seen, spec.dtype, at.room), mean, low, var, g, weight)
 
 
 def _before(
     s: Sample,
+    at: Origin,
     seen: Maybe,
     scale: Maybe,
     bias: Maybe,
@@ -79,7 +82,7 @@ def _before(
     r, d = _corrections(spec, Moments(s.mean + s.low, var, s.weights()), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
     a = _affine(spec.over, s.mean, s.low, g, _scaled(r, scale))
-    return (s.mean, s.low, var), g, before(a, bias, crossed, s.mean.dtype)
+    return (s.mean, s.low, var), g, before(a, at, bias, crossed, s.mean.dtype)
 
 
 def _corrections(spec: Spec, m: Moments, epsilon: Array, others: Any) -> tuple[Maybe, Maybe]:

@@ -10,9 +10,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._affine import Affine, apply, apply_tangent, before, combined, gain, gain_tangent, split
-from jaxnorm._arithmetic import Maybe, choose, minus, plus, times, wide
+from jaxnorm._arithmetic import HEADROOM, Maybe, choose, minus, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
+from jaxnorm._origin import Origin
 from jaxnorm._passes import copies, together
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import usable
@@ -38,7 +39,8 @@ def _given(
 
 def _before(mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, *, dtype: Any) -> Any:
     g = gain(var, epsilon)
-    return g, before(Affine(mean, None, g, scale), bias, False, dtype)
+    at = Origin(HEADROOM, times(mean, HEADROOM), None)
+    return g, before(Affine(mean, None, g, scale), at, bias, False, dtype)
 
 
 def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:

@@ -1,0 +1,57 @@
+"""Origin: what x is measured from, so that the difference of two finite numbers is finite."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxnorm._arithmetic import HEADROOM, Maybe, choose, times
+from jaxnorm._forms import Forms, chosen
+from jaxnorm._law import Sample
+from jaxnorm._over import Over
+
+
+class Origin(NamedTuple):
+    """Of x - its mean: room * x - mean - low, of a mean and a low that are in this unit, too."""
+
+    room: Array | float
+    mean: Maybe
+    low: Maybe
+    rest: Array | float = 1.0  # HEADROOM / room
+
+
+def origin(over: Over, s: Sample, where: Maybe) -> Origin:
+    """The mean, in units of 1 / HEADROOM; on a GPU in those of x, as an operation on x may cost a pass.
+
+    XLA:GPU computes y again in the kernels that need but its sign, a relu's, if y is few operations.
+    """
+    if not over.centered:
+        return Origin(1.0, None, None)
+    weighted = where is not None and where.dtype != jnp.bool_
+    gpu = _with_room if weighted else _bare
+    forms = Forms(cpu=_with_room, gpu=gpu, tpu=_with_room, default=_with_room, tangent=_tangent)
+    var, unit = (jnp.broadcast_to(v, s.mean.shape) for v in (s.var, s.unit))
+    dtypes = (var.dtype, s.mean.dtype, s.mean.dtype, var.dtype)
+    return Origin(*chosen(forms, over, dtypes, s.mean, s.low, var, unit, s.weights()))
+
+
+def _with_room(_: Any, mean: Array, low: Array, var: Array, *others: Any) -> Origin:
+    one = jnp.ones_like(var)
+    return Origin(one * HEADROOM, mean * HEADROOM, low * HEADROOM, one)
+
+
+def _bare(_: Any, mean: Array, low: Array, var: Array, unit: Array, weight: Array) -> Origin:
+    """0 in place of a mean from which a point is so far that x - mean might overflow.
+
+    d^2 <= n * var tells, where all points weigh the same. No y loses by it: mean * rstd is then no more than
+    sqrt(n), as is that point's y. What rstd times scale is there is subnormal, which a GPU keeps.
+    """
+    half = jnp.finfo(var.dtype).maxexp // 2 - 1
+    far = var * (weight * 4.0**-half) >= jnp.square(unit * 2.0**half)
+    one = jnp.ones_like(var)
+    return Origin(one, choose(far, 0, mean), choose(far, mean, low), one * HEADROOM)
+
+
+def _tangent(_: Any, args: Any, results: Any, dargs: Any) -> list[Maybe]:
+    """Where JAX differentiates the forms and not the op: in remat in scan."""
+    return [None, *(times(d, results[0]) for d in dargs[:2]), None]
