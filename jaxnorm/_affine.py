@@ -12,9 +12,6 @@ from jaxnorm._arithmetic import HEADROOM, Maybe, center, choose, minus, plus, ti
 from jaxnorm._origin import Origin
 from jaxnorm._passes import apart, own, total
 
-# 4 / the largest root mean square is a normal number, and a quarter of no scale that matters is subnormal.
-_QUARTER = 0.25
-
 
 class Affine(NamedTuple):
     """y = (HEADROOM * (x - mean) - HEADROOM * low) * gain * scale + bias; None is 0, and a scale of 1."""
@@ -77,9 +74,7 @@ class Pass(NamedTuple):
 def before(a: Affine, at: Origin, bias: Maybe, crossed: bool, dtype: DTypeLike) -> Pass:
     """All that is small, in the dtype of the arithmetic; `crossed` is a scale that meets x by itself."""
     g, room = times(a.gain, at.rest), None
-    if a.mean is None and crossed:  # no difference that could overflow, but a gain that is flushed
-        g = times(g, HEADROOM / _QUARTER)
-    elif a.mean is None:
+    if a.mean is None and not crossed:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
         g, room = choose(low, g, g * HEADROOM), choose(low, HEADROOM, jnp.ones_like(g))
@@ -88,15 +83,12 @@ def before(a: Affine, at: Origin, bias: Maybe, crossed: bool, dtype: DTypeLike) 
     return Pass(*(_wider(v, dtype) for v in (room, at.mean, mul, shift)))
 
 
-def apply(
-    x: Array, p: Pass, outside: Outside, keep: Maybe, dtype: DTypeLike, room: Array | float = HEADROOM
-) -> Array:
+def apply(x: Array, p: Pass, at: Origin, outside: Outside, keep: Maybe, dtype: DTypeLike) -> Array:
     """y, in one pass over x. Where not `keep`, y is the bias."""
-    room = room if p.room is None else p.room
+    room = at.room if p.room is None else p.room
     y = plus(center(times(own(x, 3, wide(x.dtype)), room), p.mean, keep) * p.mul, p.shift)
     if outside.scale is not None:
-        scale = _met(x, outside.scale, 1)
-        y = y * (scale if p.mean is not None else times(scale, _QUARTER))
+        y = y * times(_met(x, outside.scale, 1), at.late)
     return plus(y, _met(x, outside.bias)).astype(dtype)
 
 

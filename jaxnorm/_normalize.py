@@ -56,11 +56,11 @@ def _primal(
     scale, bias, outside = split(x, spec.over.channels(x.shape), scale, bias)
     weight = s.weights()
     seen = None if where is None else weight > 0
-    at = origin(spec.over, s, where)
-    arrays = at, seen, scale, bias, epsilon, others
     crossed = outside.scale is not None
+    at = origin(spec.over, s, where, crossed)
+    arrays = at, seen, scale, bias, epsilon, others
     (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec, everywhere=True)
-    return _Normalized(apply(x, p, outside, seen, spec.dtype, at.room), mean, low, var, g, weight)
+    return _Normalized(apply(x, p, at, outside, seen, spec.dtype), mean, low, var, g, weight)
 
 
 def _before(
@@ -117,7 +117,9 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         dscale, dbias, outer = split(x, channels, dscale, dbias)
         moved = first, second, dscale
         n = points_of(over, x, where, s)
-        along, plain, dmean, dvar, dgain = together(_combined, dbias, low, gain, a, n, r, shift, moved=moved)
+        along, plain, dmean, dvar, dgain = together(
+            _combined, dbias, low, gain, a, n, r, shift, moved=moved, everywhere=last
+        )
         dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer, last)
         return dy, dmean, None, dvar, dgain, dweight
 

@@ -10,23 +10,33 @@ from jaxnorm._forms import Forms, chosen
 from jaxnorm._law import Sample
 from jaxnorm._over import Over
 
+# 4 / the largest root mean square is a normal number, and a quarter of no scale that matters is subnormal.
+_QUARTER = 0.25
+
 
 class Origin(NamedTuple):
     """Of x - its mean: room * x - mean - low, of a mean and a low that are in this unit, too."""
 
     room: Array | float
-    mean: Maybe
-    low: Maybe
+    mean: Maybe = None
+    low: Maybe = None
     rest: Array | float = 1.0  # HEADROOM / room
+    late: Array | float = 1.0  # of a scale that meets x by itself: what is still missing
 
 
-def origin(over: Over, s: Sample, where: Maybe) -> Origin:
+def origin(over: Over, s: Sample, where: Maybe, crossed: bool) -> Origin:
     """The mean, in units of 1 / HEADROOM; on a GPU in those of x, as an operation on x may cost a pass.
 
     XLA:GPU computes y again in the kernels that need but its sign, a relu's, if y is few operations.
+
+    `crossed` is a scale that meets x by itself; the gain, without it and without a mean, must not be flushed.
     """
     if not over.centered:
-        return Origin(1.0, None, None)
+        if not crossed:
+            return Origin(1.0)
+        forms = Forms(*(_quarter, _whole, _quarter, _quarter), tangent=_none)
+        rest, late = chosen(forms, over, (s.var.dtype,) * 2, s.var, s.var)
+        return Origin(1.0, rest=rest, late=late)
     weighted = where is not None and where.dtype != jnp.bool_
     gpu = _with_room if weighted else _bare
     forms = Forms(cpu=_with_room, gpu=gpu, tpu=_with_room, default=_with_room, tangent=_tangent)
@@ -35,12 +45,12 @@ def origin(over: Over, s: Sample, where: Maybe) -> Origin:
     return Origin(*chosen(forms, over, dtypes, s.mean, s.low, var, unit, s.weights()))
 
 
-def _with_room(_: Any, mean: Array, low: Array, var: Array, *others: Any) -> Origin:
+def _with_room(_: Any, mean: Array, low: Array, var: Array, *others: Any) -> list[Array]:
     one = jnp.ones_like(var)
-    return Origin(one * HEADROOM, mean * HEADROOM, low * HEADROOM, one)
+    return [one * HEADROOM, mean * HEADROOM, low * HEADROOM, one]
 
 
-def _bare(_: Any, mean: Array, low: Array, var: Array, unit: Array, weight: Array) -> Origin:
+def _bare(_: Any, mean: Array, low: Array, var: Array, unit: Array, weight: Array) -> list[Array]:
     """0 in place of a mean from which a point is so far that x - mean might overflow.
 
     d^2 <= n * var tells, where all points weigh the same. No y loses by it: mean * rstd is then no more than
@@ -49,7 +59,19 @@ def _bare(_: Any, mean: Array, low: Array, var: Array, unit: Array, weight: Arra
     half = jnp.finfo(var.dtype).maxexp // 2 - 1
     far = var * (weight * 4.0**-half) >= jnp.square(unit * 2.0**half)
     one = jnp.ones_like(var)
-    return Origin(one, choose(far, 0, mean), choose(far, mean, low), one * HEADROOM)
+    return [one, choose(far, 0, mean), choose(far, mean, low), one * HEADROOM]
+
+
+def _quarter(_: Any, like: Array, __: Any) -> list[Array]:
+    return [jnp.full_like(like, HEADROOM / _QUARTER), jnp.full_like(like, _QUARTER)]
+
+
+def _whole(_: Any, like: Array, __: Any) -> list[Array]:
+    return [jnp.full_like(like, HEADROOM), jnp.ones_like(like)]
+
+
+def _none(*_: Any) -> list[None]:
+    return [None, None]
 
 
 def _tangent(_: Any, args: Any, results: Any, dargs: Any) -> list[Maybe]:

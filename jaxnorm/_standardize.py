@@ -34,12 +34,12 @@ def _given(
     # moments of elements are not small
     prepared = _before if shape == x.shape else partial(together, _before)
     g, p = prepared(mean, var, scale, bias, epsilon, dtype=wide(x.dtype))
-    return _Given(apply(x, p, outside, None, dtype), g)
+    return _Given(apply(x, p, Origin(HEADROOM), outside, None, dtype), g)
 
 
 def _before(mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, *, dtype: Any) -> Any:
     g = gain(var, epsilon)
-    at = Origin(HEADROOM, times(mean, HEADROOM), None)
+    at = Origin(HEADROOM, times(mean, HEADROOM))
     return g, before(Affine(mean, None, g, scale), at, bias, False, dtype)
 
 

@@ -90,7 +90,7 @@ def alone(x, centered):
 def test_y_alone_of_data_of_any_size(norm, mean, size):
     centered = norm is jn.layer_norm
     if size > 1e38 and _forms.CPU_AS == "cuda" and jax.default_backend() == "cpu":
-        size = size / 3  # a CPU flushes 1 / std where it is subnormal
+        size = size / 4  # a CPU flushes 1 / std where it is subnormal
     x = np.random.default_rng(0).uniform(mean - 1, mean + 1, (ROWS, 1000))
     x = jnp.asarray(x / np.abs(x).max() * size, jnp.float32)
     scale, bias = jnp.linspace(-1.0, 1.0, 1000), jnp.linspace(2.0, 3.0, 1000)
