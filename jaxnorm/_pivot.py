@@ -86,7 +86,12 @@ def _slice(x: Array, axes: tuple[int, ...]) -> tuple[Array, int | None]:
         x = _cut(x, a, x.shape[a] // 2, 1)
     if places is not None:
         x = _at(x, places, _PLACES)
-    if isinstance(others, int) and 2 * others <= _THIN:
+    if not isinstance(others, int):
+        return x, places
+    if kept not in (0, x.ndim - 1) and places is not None and isinstance(x.shape[kept], int):
+        # neither batch nor lanes: three places are as thin as one, and each has its part of the least number
+        x = _every(x, kept, min(_THIN * _PLACES // others, x.shape[kept] * _PLACES // _RUN), pieces[kept])
+    elif 2 * others <= _THIN:
         few = _PLACES if others == 1 else 1
         x = _every(x, kept, max(1, _THIN // others // few), pieces[kept])
     return x, places
