@@ -54,8 +54,8 @@ def gain_tangent(g: Array, dvar: Maybe) -> Maybe:
     if dvar is None:
         return None
     rstd = times(g, HEADROOM)
-    # at the largest numbers dvar may be infinite, and rstd is subnormal, which not every backend flushes to 0
-    change = choose(rstd < float(jnp.finfo(rstd.dtype).tiny), 0, times(rstd, dvar))
+    # of deviations this large rstd^2 underflows, whatever dvar is: infinite, at the largest numbers
+    change = choose(rstd < 2.0**30 * float(jnp.finfo(rstd.dtype).tiny), 0, times(rstd, dvar))
     return times(change, -0.5, rstd, g)
 
 
