@@ -34,7 +34,7 @@ def origin(over: Over, s: Sample, where: Maybe, crossed: bool) -> Origin:
     if not over.centered:
         if not crossed:
             return Origin(1.0)
-        forms = Forms(*(_quarter, _whole, _quarter, _quarter), tangent=_none)
+        forms = Forms(cpu=_quarter, gpu=_whole, tpu=_quarter, default=_quarter, tangent=_none)
         rest, late = chosen(forms, over, (s.var.dtype,) * 2, s.var, s.var)
         return Origin(1.0, rest=rest, late=late)
     weighted = where is not None and where.dtype != jnp.bool_

@@ -115,6 +115,16 @@ def test_a_gpu_does_not_write_y_and_dx_at_once(norm):
     assert measure(c, _programs.programs(c)["one jit"], "h100").at_once == 1
 
 
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_a_gpu_takes_no_sums_in_the_kernel_of_dx(norm):
+    """XLA unites a bias's sum over samples with the sums of each, and reduces all of dy a second time."""
+    skip_without_compiler("h100")
+    c = _programs.case("jaxnorm", norm, "h100", "float32")
+    text = _aot.compiled(*_programs.programs(c)["backward"], _aot.mesh("h100")).as_text()
+    shape = ",".join(map(str, c.x.shape))
+    assert re.search(rf"= f32\[{shape}\]\S* fusion\(", text)  # and no tuple
+
+
 MASKS = {
     "no mask": (None, False),
     "mask": ("bool", False),
