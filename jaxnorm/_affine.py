@@ -73,7 +73,7 @@ class Pass(NamedTuple):
 
 def before(a: Affine, at: Origin, bias: Maybe, crossed: bool, dtype: DTypeLike) -> Pass:
     """All that is small, in the dtype of the arithmetic; `crossed` is a scale that meets x by itself."""
-    g, room = times(a.gain, at.rest), None
+    g, room = times(a.gain, at.gain_factor), None
     if a.mean is None and not crossed:
         # only where needed, which XLA cannot know: it puts a constant into the gain, and flushes the product
         low = g < 1
@@ -88,7 +88,7 @@ def apply(x: Array, p: Pass, at: Origin, outside: Outside, keep: Maybe, dtype: D
     room = at.room if p.room is None else p.room
     y = plus(center(times(own(x, 3, wide(x.dtype)), room), p.mean, keep) * p.mul, p.shift)
     if outside.scale is not None:
-        y = y * times(_met(x, outside.scale, 1), at.late)
+        y = y * times(_met(x, outside.scale, 1), at.scale_factor)
     return plus(y, _met(x, outside.bias)).astype(dtype)
 
 

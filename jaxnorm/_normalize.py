@@ -117,7 +117,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         dscale, dbias, outer = split(x, channels, dscale, dbias)
         moved = first, second, dscale
         n = points_of(over, x, where, s)
-        # the samples' sums are numbers: XLA would take them all at once for a bias, from dy, beside dx
+        # behind a barrier: XLA would take a bias's sum of the samples' sums from dy itself, beside dx
         along, plain, dmean, dvar, dgain = together(
             _combined, dbias, low, gain, a, n, r, shift, moved=moved, everywhere=last
         )

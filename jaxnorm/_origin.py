@@ -20,8 +20,8 @@ class Origin(NamedTuple):
     room: Array | float
     mean: Maybe = None
     low: Maybe = None
-    rest: Array | float = 1.0  # HEADROOM / room
-    late: Array | float = 1.0  # of a scale that meets x by itself: what is still missing
+    gain_factor: Array | float = 1.0  # with it the gain, rstd / HEADROOM, meets what is in this unit
+    scale_factor: Array | float = 1.0  # what is then missing, for a scale that meets x by itself
 
 
 def origin(over: Over, s: Sample, where: Maybe, crossed: bool) -> Origin:
@@ -35,10 +35,9 @@ def origin(over: Over, s: Sample, where: Maybe, crossed: bool) -> Origin:
         if not crossed:
             return Origin(1.0)
         forms = Forms(cpu=_quarter, gpu=_whole, tpu=_quarter, default=_quarter, tangent=_none)
-        rest, late = chosen(forms, over, (s.var.dtype,) * 2, s.var, s.var)
-        return Origin(1.0, rest=rest, late=late)
-    weighted = where is not None and where.dtype != jnp.bool_
-    gpu = _with_room if weighted else _bare
+        gain_factor, scale_factor = chosen(forms, over, (s.var.dtype,) * 2, s.var, s.var)
+        return Origin(1.0, gain_factor=gain_factor, scale_factor=scale_factor)
+    gpu = _bare if where is None else _with_room  # var tells of no point that is masked, or of little weight
     forms = Forms(cpu=_with_room, gpu=gpu, tpu=_with_room, default=_with_room, tangent=_tangent)
     var, unit = (jnp.broadcast_to(v, s.mean.shape) for v in (s.var, s.unit))
     dtypes = (var.dtype, s.mean.dtype, s.mean.dtype, var.dtype)
@@ -51,13 +50,14 @@ def _with_room(_: Any, mean: Array, low: Array, var: Array, *others: Any) -> lis
 
 
 def _bare(_: Any, mean: Array, low: Array, var: Array, unit: Array, weight: Array) -> list[Array]:
-    """0 in place of a mean from which a point is so far that x - mean might overflow.
+    """0 in place of the mean, and all of it in `low`, where x - mean might overflow: d^2 <= n var tells.
 
-    d^2 <= n * var tells, where all points weigh the same. No y loses by it: mean * rstd is then no more than
-    sqrt(n), as is that point's y. What rstd times scale is there is subnormal, which a GPU keeps.
+    Of such numbers mean * rstd is 2 sqrt(n) at most, and so are the roundings that y loses. A product of rstd
+    and scale may be subnormal, of fewer digits; a GPU keeps it.
     """
-    half = jnp.finfo(var.dtype).maxexp // 2 - 1
-    far = var * (weight * 4.0**-half) >= jnp.square(unit * 2.0**half)
+    half = jnp.finfo(var.dtype).maxexp // 2
+    # no squares: XLA takes the constant out of one, and the square of a small unit is 0
+    far = jnp.sqrt(var) * jnp.sqrt(weight) * 2.0 ** (1 - half) >= unit * 2.0**half
     one = jnp.ones_like(var)
     return [one, choose(far, 0, mean), choose(far, mean, low), one * HEADROOM]
 

@@ -136,12 +136,13 @@ def _written(vs: Sequence[Array]) -> list[Array]:
     """Arrays that XLA does not compute again in the loops that use them; those of a shape, in one kernel.
 
     Each is the larger of itself and itself: a reduction is not repeated, and this one's kernel has no
-    branches, so that what several arrays are made of is computed once.
+    branches, so that what several arrays are made of is computed once. XLA wants them of one precision.
     """
     out = list(vs)
-    for shape in dict.fromkeys(v.shape for v in vs):  # in order: equal programs are one text
-        alike = [i for i, v in enumerate(vs) if v.shape == shape]
-        twice = [jnp.broadcast_to(vs[i], (2, *shape)) for i in alike]
+    kinds = [(v.shape, jnp.finfo(v.dtype).bits) for v in vs]
+    for kind in dict.fromkeys(kinds):  # in order: equal programs are one text
+        alike = [i for i, k in enumerate(kinds) if k == kind]
+        twice = [jnp.broadcast_to(vs[i], (2, *kind[0])) for i in alike]
         least = [jnp.full((), -jnp.inf, v.dtype) for v in twice]
         for i, v in zip(alike, lax.reduce(twice, least, _larger, (0,)), strict=True):
             out[i] = v

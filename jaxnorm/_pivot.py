@@ -90,7 +90,8 @@ def _slice(x: Array, axes: tuple[int, ...]) -> tuple[Array, int | None]:
         return x, places
     if kept not in (0, x.ndim - 1) and places is not None and isinstance(x.shape[kept], int):
         # neither batch nor lanes: three places are as thin as one, and each has its part of the least number
-        x = _every(x, kept, min(_THIN * _PLACES // others, x.shape[kept] * _PLACES // _RUN), pieces[kept])
+        thin = min(-(-_THIN * _PLACES // others), x.shape[kept] * _PLACES // _RUN)
+        x = _every(x, kept, thin, pieces[kept])
     elif 2 * others <= _THIN:
         few = _PLACES if others == 1 else 1
         x = _every(x, kept, max(1, _THIN // others // few), pieces[kept])

@@ -177,6 +177,28 @@ def test_the_gradient_of_x_is_finite_where_sums_of_x_are_not(axis, size):
     assert np.isfinite(pullback(jnp.sign(x))[0]).all()
 
 
+@masks
+@layouts
+@pytest.mark.parametrize("channels", [1, CHANNELS])
+@pytest.mark.parametrize("size", [1e20, 1e24, 1e37])
+def test_means_far_from_zero_of_data_of_any_size(axis, masked, size, channels):
+    x, where = laid_out((normal(1e4) * (size / 1e4)).astype(np.float32)[:, :channels], axis, masked)
+    ones = jnp.ones(channels, jnp.float32)
+    *_, expected, _, _, _ = exact(x, ones, ones, x, axis, where, 1e-5)
+    y = norm(x, ones, ones, axis=axis, where=where, epsilon=1e-5)
+    assert error(y, expected, axis) <= value(axis)
+
+
+@layouts
+def test_a_masked_point_as_far_from_the_mean_as_numbers_go(axis):
+    x = edited((normal(1e4) * 1e34).astype(np.float32), 2, -LARGEST)
+    x, where = laid_out(x, axis, True)
+    ones = jnp.ones(CHANNELS, jnp.float32)
+    *_, expected, _, _, _ = exact(x, ones, ones, x, axis, where, 1e-5)
+    y = norm(x, ones, ones, axis=axis, where=where, epsilon=1e-5)
+    np.testing.assert_allclose(np.take(np.asarray(y), 2, axis), np.take(expected, 2, axis), rtol=1e-5)
+
+
 @layouts
 @pytest.mark.parametrize("weight", [None, 0.01])
 def test_a_point_as_far_from_the_mean_as_numbers_go(axis, weight):

@@ -1,5 +1,6 @@
 """Derivatives of every mode, mixture and order equal those of the textbook formula, in float64."""
 
+import math
 from functools import partial
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from variants import assert_close, draw, exact, kinds, named, norms, over, types
+
+import jaxnorm as jn
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
@@ -145,6 +148,25 @@ def test_gradients_of_a_narrow_type(variant):
         wide = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), (inputs, cotangent))
         expected = gradient(partial(variant.formula, jnp), *wide)
     assert_close(actual, expected, 2**-8)
+
+
+@pytest.mark.flexible
+@pytest.mark.parametrize("norm", [jn.layer_norm, jn.rms_norm])
+@pytest.mark.parametrize("shape", [(512,), (16, 1)], ids=["columns", "rows"])
+def test_gradients_of_a_scale_that_is_wider_than_x(norm, shape):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 512)), jnp.float32)
+        scale = jnp.linspace(1.0, 2.0, math.prod(shape)).reshape(shape)
+
+        def gradient(x):
+            return jax.jit(jax.grad(lambda x, scale: jnp.sum(norm(x, scale=scale) * jnp.cos(x)), (0, 1)))(
+                x, scale
+            )
+
+        actual, expected = gradient(x), gradient(x.astype(jnp.float64))
+        assert [v.dtype for v in actual] == [jnp.float32, jnp.float64]
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @over(kinds("scale"))
