@@ -6,7 +6,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from jaxnorm import _forms, _passes
+from jaxnorm._xla import reads
 
 # The host's only: an accelerator keeps what it has, and its place as the default.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -31,10 +31,12 @@ def strict_arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["cpu form", "default form"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a CPU runs, as for this backend or for the others; small arrays as if they were large."""
-    before = _passes.SMALL, _forms.CPU_AS
-    _passes.SMALL, _forms.CPU_AS = 0, request.param.removesuffix(" form")
-    jax.clear_caches()  # of what was traced in another form
+    """Programs as a CPU runs them, or as every other backend does, run on a CPU."""
+    if request.param == "cpu form":
+        yield
+        return
+    jax.clear_caches()  # of what was lowered in the other form
+    reads.register_lowerings(on_cpu=False)
     yield
-    _passes.SMALL, _forms.CPU_AS = before
+    reads.register_lowerings(on_cpu=True)
     jax.clear_caches()

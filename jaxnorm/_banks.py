@@ -14,7 +14,7 @@ from jaxnorm._batch import batch_norm
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat
-from jaxnorm._standardize import given
+from jaxnorm._core.normalize import given
 
 
 def bank_norm(

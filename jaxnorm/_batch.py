@@ -14,9 +14,8 @@ from jaxnorm._arithmetic import divide
 from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
-from jaxnorm._normalize import normalize
-from jaxnorm._passes import few, written
-from jaxnorm._standardize import given, known
+from jaxnorm._core.normalize import normalize
+from jaxnorm._core.normalize import given, known
 
 
 @compiled
@@ -91,7 +90,7 @@ def batch_norm(
     """
     return remembering(
         "batch_norm",
-        lambda b: normalize("batch_norm", b.x, b.axes, b.features, guess=b.stats.mean, **b.options),
+        lambda b: normalize("batch_norm", b.x, b.axes, b.features, **b.options),
         x,
         stats,
         train=train,
@@ -164,7 +163,7 @@ def remembering(
                 n = jnp.squeeze(taken(b, where=options["where"] > 0).weight, axes)
             m = m._replace(var=m.var * jnp.where(n >= 2, divide(n, n - 1), jnp.ones_like(n)))
         state = remember(old, m, decay)
-        return y, state if few(x) else Moments(*written(*state))
+        return y, state
 
     values = x, old, options["where"], options["scale"], options["bias"]
     evaluated = evaluation or by_state

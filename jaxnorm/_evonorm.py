@@ -14,8 +14,8 @@ from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine, moments
 from jaxnorm._norms import split
 from jaxnorm._remat import kept, remat, seen
-from jaxnorm._standardize import given
-from jaxnorm._statistics import usable
+from jaxnorm._core.normalize import given
+from jaxnorm._core.statistics import usable
 
 
 @compiled

@@ -13,8 +13,9 @@ from jaxnorm._average import counted
 from jaxnorm._batch import remember
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
-from jaxnorm._normalize import normalize
-from jaxnorm._standardize import given, standardize, unstandardize
+from jaxnorm._core.normalize import normalize
+from jaxnorm._core.normalize import given
+from jaxnorm._standardize import standardize, unstandardize
 
 
 @compiled

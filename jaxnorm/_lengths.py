@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._alone import normalized
+from jaxnorm._core.normalize import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm

@@ -1,7 +1,7 @@
 """Moments: what a normalizer knows. Moments combine by the law of total variance."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +10,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm import _statistics as statistics
-from jaxnorm._arithmetic import common, divide, wide
+from jaxnorm._arithmetic import abs2, common, wide
+from jaxnorm._core.normalize import moments_of, remat
+from jaxnorm._core.reduction import Reduction
+from jaxnorm._core.statistics import divide, statistics, usable, variance
+from jaxnorm._core.types import Moments as Moments
 from jaxnorm._eager import compiled
-from jaxnorm._law import Sample, across, pool
-from jaxnorm._over import Over
-
-
-class Moments(NamedTuple):
-    """Mean, variance and weight of a weighted sample: three arrays of one shape.
-
-    The variance is the population variance, which divides by the weight. A weight of 0 is the empty
-    sample: its mean and var are ignored, whatever they hold. Of complex numbers the mean is complex, the
-    variance is that of the distance, E|x - mean|^2, and real.
-
-    >>> import jax.numpy as jnp
-    >>> import jaxnorm as jn
-    >>> jn.moments(jnp.array([1.0, 2.0, 3.0, 6.0]), axis=0)
-    Moments(mean=Array(3., dtype=float32), var=Array(3.5, dtype=float32), weight=Array(4., dtype=float32))
-    """
-
-    mean: Array  # [*stats]
-    var: Array  # [*stats] population variance: divides by the weight
-    weight: Array  # [*stats] how much was seen; 0 is the empty sample
+from jaxnorm._xla.reads import Reads
 
 
 @compiled
@@ -83,20 +67,25 @@ def moments(
     axes = check.axes("moments", axis, x)
     weights = check.weights("moments", where, x)
     names = devices.bound("moments", axis_name, axis_index_groups)
-    over = Over(axes, names, centered=about is None)
+    r = Reduction(axes, names, centered=about is None)
     kept = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
     zero = about is None or (isinstance(about, int | float) and about == 0)
     origin = None if zero else check.broadcastable("moments", "about", about, kept, "the moments")
-    near = None if pivot is None else check.broadcastable("moments", "pivot", pivot, kept, "the moments")
+    shift = None if pivot is None else check.broadcastable("moments", "pivot", pivot, kept, "the moments")
     if origin is not None:
         origin = origin.astype(wide(x.dtype))
         x = x.astype(origin.dtype) - origin
-        near = None if near is None else near.astype(x.dtype) - origin
-    near = None if near is None else jax.lax.stop_gradient(near)
+    shift = None if shift is None else jax.lax.stop_gradient(jnp.broadcast_to(shift, kept.shape))
+
+    @remat
+    def taken(x: Array, where: Array | None, shift: Array | None) -> Moments:
+        shift = None if shift is None else shift.astype(wide(x.dtype))
+        return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
+
     with devices.explained("moments", names):
-        s = statistics.sample(over, x, weights, near)
-    mean = s.mean + jax.lax.stop_gradient(s.low)
-    m = Moments(mean if origin is None else mean + origin, s.var, s.weight)
+        m = taken(x, weights, shift)
+    if origin is not None:
+        m = m._replace(mean=m.mean + origin)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))
 
 
@@ -169,19 +158,19 @@ def combine(
     names = devices.bound("combine", axis_name, axis_index_groups)
     live = parts.weight > 0
     mean, var = (jnp.where(live, v, jnp.zeros_like(v)) for v in (parts.mean, parts.var))
-    weight = jnp.sum(parts.weight, axes, keepdims=True)
-    share = divide(parts.weight, weight)
 
-    def average(*values: Array) -> list[Array]:
-        return [jnp.sum(share.astype(v.dtype) * v, axes, keepdims=True) for v in values]
+    def total(*values: Array) -> list[Array]:
+        """The weighted sums over parts and devices."""
+        return devices.psum(names, [jnp.sum(v, axes, keepdims=True) for v in values])
 
-    (pivot,) = average(mean)
-    d = jnp.where(live, mean - pivot, jnp.zeros_like(mean))
-    mean, low, (var,) = pool(pivot, 1.0, d, [(d, 1.0, var)], average)
-    one = jnp.ones_like(var)
     with devices.explained("combine", names):
-        s = across(names, Sample(mean, low, var, one, one, weight), centered=True, equal=False)
-    return Moments(*(jnp.squeeze(v, axes) for v in (s.mean, s.variance(), s.weight)))
+        weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
+        shift = divide(first, weight)  # the mean, rounded
+        share = divide(parts.weight, weight)
+        d = jnp.where(live, mean - shift, jnp.zeros_like(mean))
+        offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
+    m = Moments(shift + offset, variance(second, offset), weight)
+    return Moments(*(jnp.squeeze(v, axes) for v in m))
 
 
 def initial_stats(

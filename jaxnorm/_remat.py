@@ -9,6 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._arithmetic import wide
+from jaxnorm._core.statistics import SUMS
 
 Values = TypeVar("Values")
 
@@ -18,7 +19,7 @@ def remat(function: Callable[..., Any]) -> Callable[..., Any]:
 
     All parts of x's cotangent are then summed before they are rounded, once.
     """
-    policy = jax.checkpoint_policies.save_only_these_names("kept")
+    policy = jax.checkpoint_policies.save_only_these_names(SUMS)
 
     def widened(x: Array, *args: Any) -> Any:
         return function(x.astype(wide(x.dtype)), *args)
@@ -28,7 +29,7 @@ def remat(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def kept(values: Values) -> Values:
     """Small values, which reverse mode keeps and does not take again."""
-    return jax.tree.map(lambda v: checkpoint_name(v, "kept"), values)
+    return jax.tree.map(lambda v: checkpoint_name(v, SUMS), values)
 
 
 def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:

@@ -12,7 +12,7 @@ from jaxnorm._arithmetic import times
 from jaxnorm._batch import Batch, remembering
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine
-from jaxnorm._normalize import normalize
+from jaxnorm._core.normalize import normalize
 from jaxnorm._norms import split
 
 
@@ -65,7 +65,6 @@ def batch_renorm(
         options = b.options | {"others": (b.stats, jnp.asarray(r_max), jnp.asarray(d_max))}
         return normalize(
             *("batch_renorm", b.x, b.axes, b.features),
-            guess=b.stats.mean,
             corrections=_corrections,
             **options,
         )

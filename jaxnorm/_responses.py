@@ -15,7 +15,7 @@ from jaxnorm._arithmetic import abs2, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat, root, seen
-from jaxnorm._standardize import given
+from jaxnorm._core.normalize import given
 
 
 @compiled

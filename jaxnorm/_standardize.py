@@ -1,7 +1,7 @@
 """Standardize: (x - mean) * rsqrt(var + epsilon) * scale + bias, and its inverse."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,81 +9,10 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._affine import Affine, apply, apply_tangent, before, combined, gain, gain_tangent, split
-from jaxnorm._arithmetic import HEADROOM, Maybe, choose, minus, plus, times, wide
+from jaxnorm._arithmetic import minus, plus, times, wide
+from jaxnorm._core.normalize import given, known
+from jaxnorm._core.types import Moments
 from jaxnorm._eager import compiled
-from jaxnorm._moments import Moments
-from jaxnorm._origin import Origin
-from jaxnorm._passes import copies, together
-from jaxnorm._rule import with_tangent
-from jaxnorm._statistics import usable
-
-# ---------------------------------------------------------------- the op with given Moments
-
-
-class _Given(NamedTuple):
-    y: Array
-    gain: Array
-
-
-def _given(
-    dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, where: Any
-) -> _Given:
-    shape = jnp.broadcast_shapes(mean.shape, var.shape)
-    scale, bias, outside = split(x, shape, scale, bias)
-    # moments of elements are not small
-    prepared = _before if shape == x.shape else partial(together, _before)
-    g, p = prepared(mean, var, scale, bias, epsilon, dtype=wide(x.dtype))
-    return _Given(apply(x, p, Origin(HEADROOM), outside, None, dtype), g)
-
-
-def _before(mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, *, dtype: Any) -> Any:
-    g = gain(var, epsilon)
-    at = Origin(HEADROOM, times(mean, HEADROOM))
-    return g, before(Affine(mean, None, g, scale), at, bias, False, dtype)
-
-
-def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
-    def linear(kept: Any, dx: Any, dmean: Any, dvar: Any, dscale: Any, dbias: Any, *_: Any) -> Any:
-        x, affine, where = kept
-        shape = jnp.broadcast_shapes(affine.mean.shape, affine.gain.shape)
-        scale, _, outside = split(x, shape, affine.scale, None)
-        affine = affine._replace(scale=scale)
-        dgain = gain_tangent(affine.gain, dvar)
-        dx = None if dx is None else copies(dx, 1, wide(x.dtype))[0]
-        x = usable(x, where, affine.mean)
-        dscale, dbias, d = split(x, shape, dscale, dbias)
-        along, plain = combined(affine, dmean, dgain, dscale, dbias, wide(x.dtype))
-        return apply_tangent(x, affine, outside.scale, dtype, dx, along, plain, d), dgain
-
-    x, mean, _, scale, *_, where = args
-    return linear, (x, Affine(mean, None, out.gain, scale), where)
-
-
-_standardize = with_tangent(_given, _given_tangent)
-
-
-def given(
-    x: Array,
-    m: Moments,
-    scale: Maybe,
-    bias: Maybe,
-    epsilon: Array,
-    *,
-    dtype: DTypeLike | None,
-    where: Maybe = None,
-) -> Array:
-    """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
-    return _standardize(jnp.dtype(dtype or x.dtype), x, *known(m), scale, bias, epsilon, where).y
-
-
-def known(m: Moments) -> tuple[Array, Array]:
-    """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
-    there = m.weight > 0
-    return choose(there, m.mean, 0), choose(there, m.var, 1)
-
-
-# ---------------------------------------------------------------- public
 
 
 @compiled
@@ -148,7 +77,7 @@ def unstandardize(
     array, stored, factor, shift, least = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
 
     @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
-    def inverse(y: Array, m: Moments, scale: Maybe, bias: Maybe) -> Array:
+    def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
         mean, var = known(m)
         x = plus(y.astype(wide(y.dtype)), minus(bias))
         if scale is not None:

@@ -13,7 +13,7 @@ from jaxnorm._batch import Batch, remembering, stored
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine, moments
 from jaxnorm._remat import kept, remat, seen
-from jaxnorm._standardize import given
+from jaxnorm._core.normalize import given
 
 
 @compiled

@@ -13,7 +13,7 @@ from jaxnorm import _checks as check
 from jaxnorm._arithmetic import plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
-from jaxnorm._statistics import usable
+from jaxnorm._core.statistics import usable
 
 
 @compiled

@@ -9,10 +9,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._alone import normalized
+from jaxnorm._core.normalize import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._moments import moments
-from jaxnorm._standardize import given
+from jaxnorm._core.normalize import given
 from jaxnorm._trees import Select, mapped
 
 Axes = int | Iterable[int] | None

@@ -16,7 +16,7 @@ from jaxnorm._batch import either
 from jaxnorm._eager import compiled
 from jaxnorm._moments import moments
 from jaxnorm._remat import kept, remat, seen
-from jaxnorm._statistics import usable
+from jaxnorm._core.statistics import usable
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 

@@ -10,7 +10,7 @@ from jaxnorm import _forms
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
-    pytest.mark.parametrize("form", ["cpu form", "cuda form", "tpu form"], indirect=True, scope="module"),
+    pytest.mark.parametrize("form", ["cpu form", "default form"], indirect=True, scope="module"),
 ]
 
 ROWS, CHANNELS = 4096, 3

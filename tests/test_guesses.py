@@ -11,7 +11,7 @@ import jaxnorm as jn
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
-    pytest.mark.parametrize("form", ["cpu form", "default form", "tpu form"], indirect=True, scope="module"),
+    pytest.mark.parametrize("form", ["cpu form", "default form"], indirect=True, scope="module"),
 ]
 N, CHANNELS = 64, 8
 GUESSES = {

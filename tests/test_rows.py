@@ -13,7 +13,7 @@ from jaxnorm import _forms
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
-    pytest.mark.parametrize("form", ["cpu form", "cuda form", "tpu form"], indirect=True, scope="module"),
+    pytest.mark.parametrize("form", ["cpu form", "default form"], indirect=True, scope="module"),
 ]
 ROWS = 8
 

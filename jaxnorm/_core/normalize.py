@@ -1,0 +1,252 @@
+"""Normalize: x standardized by its own moments, or by given ones. The formula is written once.
+
+No derivative rule of a norm is in this library: JAX differentiates the formula. Three things make its
+derivative as cheap as a rule written by hand.
+
+1. With d = x - shift, where shift is a constant near the mean,
+       mean = shift + E[d],  var = E[|d|^2] - |E[d]|^2,
+       y = d * factor + term,  factor = scale / sqrt(var + epsilon),  term = bias - E[d] * factor.
+   y does not depend on shift, so that stop_gradient(shift) is exact. x occurs in three places, two sums and y, and
+   whatever is small is combined before it is broadcast against x. The transpose is therefore two sums in one
+   read of x and dy, and one read of both that writes dx.
+2. `jax.checkpoint` keeps the small sums, by name, and x in its own dtype. The backward pass recomputes the rest.
+3. `Reads` tells XLA:CPU which reads of x are separate loops.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import _checks as check
+from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import minus, one_plus, plus, times, wide
+from jaxnorm._core.reduction import Reduction
+from jaxnorm._core.statistics import SUMS, Statistics, statistics, usable
+from jaxnorm._core.types import Moments
+from jaxnorm._xla.reads import Read, Reads, materialize
+
+# (moments, epsilon, *others) -> (r, d), of y = (xhat * r + d) * scale + bias
+Corrections = Callable[..., tuple[Array, Array]]
+
+
+def remat(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, of which reverse mode keeps its arguments and the small sums, and recomputes the rest."""
+    policy = jax.checkpoint_policies.save_only_these_names(SUMS)
+    # prevent_cse=False: no barrier, which would cut the fusion of the backward pass with its neighbours
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+class Spec(NamedTuple):
+    """What is static."""
+
+    reduction: Reduction
+    dtype: Any  # of y
+    corrections: Corrections | None = None
+
+
+@partial(jax.jit, static_argnums=0)  # traced once for each spec and shape: a deep network traces each norm once
+def by_own_moments(spec: Spec, *args: Any) -> tuple[Array, Moments]:
+    """y, and the moments of x: [*stats], as many axes as x.
+
+    The arguments, each None or of as many axes as x, are x, scale, bias, where, epsilon (a scalar), shift (near the
+    mean, known before x is) and others (arguments of the corrections).
+    """
+    return remat(partial(_by_own_moments, spec))(*args)
+
+
+def _by_own_moments(
+    spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, shift: Any, others: Any
+) -> tuple[Array, Moments]:
+    r, shape = spec.reduction, x.shape
+    reads = Reads(x, usable(x, where))
+    s = statistics(r, reads, where, shift)
+    m = moments_of(s)
+    correct = spec.corrections
+    if correct is None:
+        ratio = distance = None
+    else:
+        ratio, distance = lax.stop_gradient(correct(m, epsilon, *others))
+    # One element is its own mean: y is the bias there, and its gradient 0, without rounding noise times rstd.
+    alone = s.count == 1 if r.centered else False
+    if where is None:
+        at = mask = None
+        factor = _rstd(s.var, epsilon) if not alone and s.weight != 0 else jnp.zeros_like(s.var)
+    else:
+        seen = m.weight > 0
+        factor = _rstd(s.var, epsilon, seen)
+        # a masked NaN stays in y, but not in that of an empty sample
+        at = jnp.where(r.expand(seen, shape), x, reads.clean)
+        mask = (where, r.expand(alone, shape)) if r.centered else None
+    center, term = times(minus(s.offset), factor), None
+    if ratio is not None:
+        factor, center, term = times(factor, ratio), times(center, ratio), distance
+    affine = [r.expand(v, shape) for v in (s.shift, factor, center, term)]
+    return _output(reads, Affine(*affine, scale, bias), spec.dtype, at, mask), m
+
+
+@partial(jax.jit, static_argnums=0)
+def by_given_moments(dtype: Any, *args: Any) -> Array:
+    """y by given moments. The arguments are x, mean, var, scale, bias, epsilon and where, which hides masked NaNs
+    from the derivatives and nothing else."""
+    return remat(partial(_by_given_moments, dtype))(*args)
+
+
+def _by_given_moments(
+    dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, where: Any
+) -> Array:
+    mean, var = mean.astype(wide(x.dtype)), var.astype(jnp.finfo(wide(x.dtype)).dtype)
+    factor = _rstd(var, epsilon)
+    # The mean that meets x is a constant: y is as differentiable in the mean by the small `center`.
+    shift = lax.stop_gradient(mean)
+    affine = Affine(shift, factor, times(shift - mean, factor), None, scale, bias)
+    return _output(Reads(x, usable(x, where)), affine, dtype, x, None)
+
+
+class Affine(NamedTuple):
+    """y = ((x - shift) * factor + center + term) * scale + bias. None is 0, and a scale of 1."""
+
+    shift: Array | None
+    factor: Array
+    center: Array | None
+    term: Array | None
+    scale: Array | None
+    bias: Array | None
+
+
+def _output(
+    reads: Reads, a: Affine, dtype: DTypeLike, at: Array | None, mask: tuple[Array, Array] | None
+) -> Array:
+    """y, of that dtype, in one read of x.
+
+    Args:
+      reads: of x.
+      a: arrays that broadcast to x. Those that are smaller than x together are combined beforehand.
+      dtype: of y.
+      at: x where y is evaluated; None: where the derivatives are.
+      mask: (where, alone): weights, and where a sample has one element of weight above 0 alone. There the
+        element's own y is without (x - shift) * factor + center, which is 0.
+    """
+    shape, small = reads.x.shape, a.factor.shape
+    if small != shape:
+        if all(v is None or jnp.broadcast_shapes(v.shape, small) != shape for v in (a.scale, a.bias)):
+            a = _combined(a, reads.dtype)
+        if mask is None:
+            a = a._replace(center=None, term=plus(a.center, a.term))
+        shift, factor, center, term = materialize(a.shift, a.factor, a.center, a.term)
+        a = Affine(shift, factor, center, term, a.scale, a.bias)
+
+    def standardized(x: Array, shift: Any, factor: Array, center: Any, term: Any, *others: Any) -> Array:
+        scale, bias, where, alone = others
+        y = plus(times(x if shift is None else x - shift, factor), center)
+        if where is not None:
+            y = jnp.where((where > 0) & (alone > 0), jnp.zeros_like(y), y)
+        y = plus(y, term)
+        return plus(y if scale is None else times(y, scale), bias)
+
+    return reads(Read.OUTPUT, standardized, *a, *(mask or (None, None)), at=at, dtype=dtype)
+
+
+def _combined(a: Affine, dtype: DTypeLike) -> Affine:
+    """The same with scale and bias in the other arrays."""
+    scale, bias = (None if v is None else _converted(v, dtype) for v in (a.scale, a.bias))
+    scaled = (v if scale is None else times(v, scale) for v in (a.factor, a.center, a.term))
+    factor, center, term = scaled
+    return Affine(a.shift, factor, center, plus(term, bias), None, None)
+
+
+def _rstd(var: Array, epsilon: Array, seen: Any = True) -> Array:
+    """1 / sqrt(var + epsilon); 0 where there is no spread, or where nothing was `seen`."""
+    spread = var + epsilon.astype(var.dtype)
+    positive = (spread > 0) & seen
+    # Not rsqrt: its derivative -1/2 rsqrt(v) / v underflows at deviations of 1e13.
+    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, spread, 1)), 0)
+
+
+def _converted(v: Array, dtype: DTypeLike) -> Array:
+    """A scale or a bias in the dtype of the arithmetic; a real one stays real."""
+    return v.astype(dtype if jnp.iscomplexobj(v) else jnp.finfo(dtype).dtype)
+
+
+def moments_of(s: Statistics) -> Moments:
+    """The moments: mean = shift + offset, and 0 for moments about 0."""
+    mean = jnp.zeros_like(s.var) if s.offset is None else s.offset if s.shift is None else s.shift + s.offset
+    return Moments(mean, s.var, jnp.broadcast_to(jnp.asarray(s.weight, s.var.dtype), s.var.shape))
+
+
+# ---------------------------------------------------------------- the calls of the norms
+
+
+def normalize(
+    function: str,
+    x: Array,
+    axes: tuple[int, ...],
+    features: tuple[int, ...],
+    *,
+    centered: bool = True,
+    groups: tuple[int, int] | None = None,
+    scale: ArrayLike | None = None,
+    zero_centered_scale: bool = False,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array,
+    where: ArrayLike | None = None,
+    pivot: Array | None = None,
+    corrections: Corrections | None = None,
+    others: Any = (),
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """y and its Moments; the arguments are checked for the public function of that name.
+
+    Args:
+      axes: of x, that the moments are taken over.
+      features: the axes of x that scale and bias belong to.
+      centered: False: no mean is subtracted, as in RMS norm.
+      groups: an axis of channels, none of `axes`, and how many groups it holds. Moments are a group's.
+      pivot: a value near the mean that is known beforehand on every device, with as many axes as x.
+      corrections, others: `corrections(moments, epsilon, *others)` gives r and d of
+        y = (xhat * r + d) * scale + bias.
+    """
+    names = devices.bound(function, axis_name, axis_index_groups)
+    factor = check.affine(function, "scale", scale, x, features)
+    args = (
+        one_plus(factor) if zero_centered_scale else factor,
+        check.affine(function, "bias", bias, x, features),
+        check.weights(function, where, x),
+        check.epsilon(function, epsilon),
+        None if pivot is None else lax.stop_gradient(pivot),
+        lax.stop_gradient(others),
+    )
+    spec = Spec(Reduction(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)
+    with devices.explained(function, names):
+        return by_own_moments(spec, x, *args)
+
+
+def normalized(*args: Any, **options: Any) -> Array:
+    """The y of `normalize`, and of the same arguments."""
+    return normalize(*args, **options)[0]
+
+
+def given(
+    x: Array,
+    m: Moments,
+    scale: Array | None,
+    bias: Array | None,
+    epsilon: Array,
+    *,
+    dtype: DTypeLike | None,
+    where: Array | None = None,
+) -> Array:
+    """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
+    return by_given_moments(jnp.dtype(dtype or x.dtype), x, *known(m), scale, bias, epsilon, where)
+
+
+def known(m: Moments) -> tuple[Array, Array]:
+    """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
+    there = m.weight > 0
+    return jnp.where(there, m.mean, jnp.zeros_like(m.mean)), jnp.where(there, m.var, jnp.ones_like(m.var))

@@ -1,0 +1,132 @@
+"""Statistics: the weighted sums of x - shift and of its square, in one read of x, and the moments they make."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import abs2, times, wide
+from jaxnorm._core.reduction import Reduction
+from jaxnorm._core.shift import slice_mean
+from jaxnorm._xla.reads import Read, Reads, materialize, materialize_cotangents
+
+# The small sums are kept for the backward pass under this name, and everything else is recomputed from x.
+SUMS = "jaxnorm_sums"
+
+
+class Statistics(NamedTuple):
+    """The moments of x while they are computed with: [*stats], as many axes as x, reduced ones of size 1."""
+
+    shift: Array | None  # a constant near the mean; None is 0
+    offset: Array | None  # mean - shift; None is 0
+    var: Array
+    weight: Any  # of the sample: a Python number without `where`
+    count: Any  # how many elements have a weight above 0; likewise
+
+
+def statistics(r: Reduction, reads: Reads, where: Array | None, shift: Array | None) -> Statistics:
+    """mean = shift + E[d], var = E[|d|^2] - |E[d]|^2, with d = x - shift.
+
+    Args:
+      r: what they are taken over.
+      reads: of x.
+      where: None, or a mask or weights >= 0, of as many axes as x, each of x's size or 1.
+      shift: [*channels], a value near the mean that is known before x is; by default one is taken from x.
+    """
+    shape = reads.x.shape
+    weight, count, shift = _weight_and_shift(r, reads, where, shift)
+    # one number wherever it is used: rounded otherwise in one of two sums, it would be another shift
+    (shift,) = materialize(shift)
+    s = r.expand(shift, shape)
+    sums = [reads(Read.SQUARES, lambda x, s, w: r.sum(_weighed(w, abs2(_minus(x, s)))), s, where)]
+    if r.centered:
+        sums.insert(0, reads(Read.SUM, lambda x, s, w: r.sum(_weighed(w, _minus(x, s))), s, where))
+    sums = [r.pool(v, shape) for v in materialize_cotangents(*sums)]
+    *first, second = named(r, *r.across_devices(*sums))
+    offset = divide(first[0], weight) if r.centered else None
+    return Statistics(shift, offset, variance(divide(second, weight), offset), weight, count)
+
+
+def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Array | None) -> Any:
+    """The weight of the sample, how many elements it has, and the shift.
+
+    With a mask the shift is the masked mean, rounded: a slice may be masked as a whole.
+    """
+    x = reads.x
+    known = not r.centered or shift is not None
+    if where is None:
+        count = r.points(x.shape) * devices.size(r.names)
+        if not known:
+            (total,) = r.across_devices(slice_mean(r, lax.stop_gradient(x)))
+            (shift,) = named(r, lax.stop_gradient(total / devices.size(r.names)))
+        return count, count, shift if r.centered else None
+    real = jnp.finfo(reads.dtype).dtype
+    masks = [where] if where.dtype == jnp.bool_ else [where, positive(where)]
+    totals = [_sum_of_mask(r, m, x.shape, real) for m in masks]
+    if not known:
+        totals.append(r.pool(reads(Read.SHIFT, lambda x, w: r.sum(_weighed(w, x)), where), x.shape))
+    totals = r.across_devices(*totals)
+    if not known:
+        (shift,) = named(r, lax.stop_gradient(divide(totals.pop(), totals[0])))
+    return totals[0], totals[-1], shift if r.centered else None
+
+
+def _sum_of_mask(r: Reduction, where: Array, shape: Any, dtype: Any) -> Array:
+    """The sum of weights over the elements of x, of this shape, that they are broadcast to: [*stats]."""
+    repeats = math.prod(shape[a] for a in r.axes if where.shape[a] == 1)
+    return r.pool(r.sum(where.astype(dtype)) * repeats, shape)
+
+
+def usable(x: Array, where: Array | None) -> Array:
+    """x, with 0 in place of masked values that may be multiplied by 0, but not squared or differentiated.
+
+    These are NaN, Inf and numbers whose square overflows. 0 * NaN is NaN.
+    """
+    if where is None:
+        return x
+    largest = min(1e18, float(jnp.finfo(x.dtype).max))
+    return jnp.where(positive(where) | (jnp.abs(x) <= largest), x, jnp.zeros((), x.dtype))
+
+
+def positive(where: Array) -> Array:
+    """The mask of what has a weight above 0."""
+    return where if where.dtype == jnp.bool_ else where > 0
+
+
+def named(r: Reduction, *vs: Array) -> list[Array]:
+    """Small arrays, [*stats], that are kept for the backward pass."""
+
+    def one(v: Array) -> Array:
+        if jnp.iscomplexobj(v):  # JAX cannot keep a complex value by name
+            return lax.complex(one(v.real), one(v.imag))
+        # without the axes of size 1, which a TPU would pad to 128
+        return jnp.expand_dims(checkpoint_name(jnp.squeeze(v, r.axes), SUMS), r.axes)
+
+    return [one(v) for v in vs]
+
+
+def variance(second: Array, offset: Array | None) -> Array:
+    """E|d|^2 - |E[d]|^2; 0 where rounding alone is left, so that a constant has no variance at all."""
+    if offset is None:
+        return second
+    square = abs2(offset)
+    var = second - square
+    return jnp.where(var <= 2.0**-22 * square, jnp.zeros_like(var), var)
+
+
+def divide(total: Array, weight: Any) -> Array:
+    """total / weight; an empty sample has no average, so that 0 / 0 is 0."""
+    if not isinstance(weight, Array):
+        return total / jnp.asarray(weight, total.dtype) if weight != 0 else jnp.zeros_like(total)
+    return total / jnp.where(weight > 0, weight, jnp.ones_like(weight)).astype(total.dtype)
+
+
+def _minus(x: Array, shift: Array | None) -> Array:
+    return x if shift is None else x - shift
+
+
+def _weighed(where: Array | None, v: Array) -> Array:
+    return v if where is None else times(v, where)
