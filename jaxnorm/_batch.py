@@ -90,7 +90,7 @@ def batch_norm(
     """
     return remembering(
         "batch_norm",
-        lambda b: normalize("batch_norm", b.x, b.axes, b.features, **b.options),
+        lambda b: normalize("batch_norm", b.x, b.axes, b.features, guess=b.stats.mean, **b.options),
         x,
         stats,
         train=train,

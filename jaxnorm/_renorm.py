@@ -65,6 +65,7 @@ def batch_renorm(
         options = b.options | {"others": (b.stats, jnp.asarray(r_max), jnp.asarray(d_max))}
         return normalize(
             *("batch_renorm", b.x, b.axes, b.features),
+            guess=b.stats.mean,
             corrections=_corrections,
             **options,
         )

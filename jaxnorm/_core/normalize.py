@@ -24,7 +24,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import minus, one_plus, plus, times, wide
+from jaxnorm._arithmetic import one_plus, plus, times, wide
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import SUMS, Statistics, statistics, usable
 from jaxnorm._core.types import Moments
@@ -54,17 +54,17 @@ def by_own_moments(spec: Spec, *args: Any) -> tuple[Array, Moments]:
     """y, and the moments of x: [*stats], as many axes as x.
 
     The arguments, each None or of as many axes as x, are x, scale, bias, where, epsilon (a scalar), shift (near the
-    mean, known before x is) and others (arguments of the corrections).
+    mean, known before x is), guess (perhaps near the mean) and others (arguments of the corrections).
     """
     return remat(partial(_by_own_moments, spec))(*args)
 
 
 def _by_own_moments(
-    spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, shift: Any, others: Any
+    spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, shift: Any, guess: Any, others: Any
 ) -> tuple[Array, Moments]:
     r, shape = spec.reduction, x.shape
     reads = Reads(x, usable(x, where))
-    s = statistics(r, reads, where, shift)
+    s = statistics(r, reads, where, shift, guess)
     m = moments_of(s)
     correct = spec.corrections
     if correct is None:
@@ -82,10 +82,14 @@ def _by_own_moments(
         # a masked NaN stays in y, but not in that of an empty sample
         at = jnp.where(r.expand(seen, shape), x, reads.clean)
         mask = (where, r.expand(alone, shape)) if r.centered else None
-    center, term = times(minus(s.offset), factor), None
+    center, term, shift = None, None, s.shift
+    if r.centered:
+        # In a constant sample, shift + offset is x to the last bit, so that y is the bias to the last bit.
+        rest = lax.stop_gradient(jnp.where(s.var == 0, s.offset, jnp.zeros_like(s.offset)))
+        shift, center = s.shift + rest, times(rest - s.offset, factor)
     if ratio is not None:
         factor, center, term = times(factor, ratio), times(center, ratio), distance
-    affine = [r.expand(v, shape) for v in (s.shift, factor, center, term)]
+    affine = [r.expand(v, shape) for v in (shift, factor, center, term)]
     return _output(reads, Affine(*affine, scale, bias), spec.dtype, at, mask), m
 
 
@@ -143,8 +147,8 @@ def _output(
     def standardized(x: Array, shift: Any, factor: Array, center: Any, term: Any, *others: Any) -> Array:
         scale, bias, where, alone = others
         y = plus(times(x if shift is None else x - shift, factor), center)
-        if where is not None:
-            y = jnp.where((where > 0) & (alone > 0), jnp.zeros_like(y), y)
+        if where is not None:  # a product, as XLA:CPU writes out what it selects
+            y = times(y, 1 - alone * jnp.sign(where))
         y = plus(y, term)
         return plus(y if scale is None else times(y, scale), bias)
 
@@ -195,6 +199,7 @@ def normalize(
     epsilon: float | Array,
     where: ArrayLike | None = None,
     pivot: Array | None = None,
+    guess: Array | None = None,
     corrections: Corrections | None = None,
     others: Any = (),
     axis_name: Any = None,
@@ -209,6 +214,7 @@ def normalize(
       centered: False: no mean is subtracted, as in RMS norm.
       groups: an axis of channels, none of `axes`, and how many groups it holds. Moments are a group's.
       pivot: a value near the mean that is known beforehand on every device, with as many axes as x.
+      guess: the same, but it may be far from the mean.
       corrections, others: `corrections(moments, epsilon, *others)` gives r and d of
         y = (xhat * r + d) * scale + bias.
     """
@@ -219,7 +225,7 @@ def normalize(
         check.affine(function, "bias", bias, x, features),
         check.weights(function, where, x),
         check.epsilon(function, epsilon),
-        None if pivot is None else lax.stop_gradient(pivot),
+        *(None if v is None else lax.stop_gradient(v) for v in (pivot, guess)),
         lax.stop_gradient(others),
     )
     spec = Spec(Reduction(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)

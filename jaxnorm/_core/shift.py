@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxnorm._arithmetic import wide
 from jaxnorm._core.reduction import Reduction
@@ -24,6 +25,20 @@ def slice_mean(r: Reduction, x: Array) -> Array:
     # The slice is converted, not x: XLA would write out a converted copy of x to slice it.
     v = _thin(x, r).astype(wide(x.dtype))
     return r.pool(r.sum(v), v.shape) / max(1, r.points(v.shape))
+
+
+def rounded(shift: Array, dtype: DTypeLike) -> Array:
+    """`shift` with so few bits that x of this dtype holds it, too, and that it is one number everywhere.
+
+    XLA may contract x - total * (1 / n) to one operation, which does not round the product.
+    """
+    kind = jnp.finfo(dtype)
+    bits = min(kind.nmant, jnp.finfo(shift.dtype).nmant - 3)
+
+    def one(v: Array) -> Array:
+        return lax.reduce_precision(v, exponent_bits=kind.nexp, mantissa_bits=bits)
+
+    return lax.complex(one(shift.real), one(shift.imag)) if jnp.iscomplexobj(shift) else one(shift)
 
 
 def _thin(x: Array, r: Reduction) -> Array:

@@ -1,6 +1,7 @@
 """Statistics: the weighted sums of x - shift and of its square, in one read of x, and the moments they make."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import abs2, times, wide
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.shift import slice_mean
+from jaxnorm._core.shift import rounded, slice_mean
+from jaxnorm._xla.guess import sums_about_a_guess
 from jaxnorm._xla.reads import Read, Reads, materialize, materialize_cotangents
 
 # The small sums are kept for the backward pass under this name, and everything else is recomputed from x.
@@ -27,7 +29,9 @@ class Statistics(NamedTuple):
     count: Any  # how many elements have a weight above 0; likewise
 
 
-def statistics(r: Reduction, reads: Reads, where: Array | None, shift: Array | None) -> Statistics:
+def statistics(
+    r: Reduction, reads: Reads, where: Array | None, shift: Array | None, guess: Array | None = None
+) -> Statistics:
     """mean = shift + E[d], var = E[|d|^2] - |E[d]|^2, with d = x - shift.
 
     Args:
@@ -35,19 +39,80 @@ def statistics(r: Reduction, reads: Reads, where: Array | None, shift: Array | N
       reads: of x.
       where: None, or a mask or weights >= 0, of as many axes as x, each of x's size or 1.
       shift: [*channels], a value near the mean that is known before x is; by default one is taken from x.
+      guess: the same, but it may be far from the mean or not finite. A TPU tries it, one device, unmasked.
     """
-    shape = reads.x.shape
+    shape, values = reads.x.shape, []
+    if guess is not None and shift is None and where is None and not r.names.names:
+        (shift, *values) = _about_a_guess(r, reads, guess)
+        (shift,) = named(r, shift)
     weight, count, shift = _weight_and_shift(r, reads, where, shift)
+    boolean = where is not None and where.dtype == jnp.bool_
+    if boolean and shift is not None:  # a number of x's dtype, in place of masked elements
+        shift = rounded(shift, reads.x.dtype)
     # one number wherever it is used: rounded otherwise in one of two sums, it would be another shift
     (shift,) = materialize(shift)
     s = r.expand(shift, shape)
-    sums = [reads(Read.SQUARES, lambda x, s, w: r.sum(_weighed(w, abs2(_minus(x, s)))), s, where)]
-    if r.centered:
-        sums.insert(0, reads(Read.SUM, lambda x, s, w: r.sum(_weighed(w, _minus(x, s))), s, where))
+    if boolean:
+        # Plain sums of x - shift with shift in place of what is masked: XLA:CPU adds up products one by one,
+        # and rounds each time. The derivatives are those of the weighted sums.
+        filled = jnp.where(where, reads.x, jnp.zeros((), reads.x.dtype) if s is None else s.astype(reads.x.dtype))
+        values = _sums(r, Reads(lax.stop_gradient(filled), lax.stop_gradient(filled)), s, None)
+    sums = _sums(r, reads, s, where, values)
     sums = [r.pool(v, shape) for v in materialize_cotangents(*sums)]
     *first, second = named(r, *r.across_devices(*sums))
     offset = divide(first[0], weight) if r.centered else None
-    return Statistics(shift, offset, variance(divide(second, weight), offset), weight, count)
+    return Statistics(shift, offset, variance(divide(second, weight) / _unit(r, shape) ** 2, offset), weight, count)
+
+
+def _sums(
+    r: Reduction, reads: Reads, shift: Array | None, where: Array | None, values: Sequence[Array] = ()
+) -> list[Array]:
+    """The weighted sums of d (where r is centered) and |d|^2 over one device: [*channels].
+
+    `values`: these sums, if they are known. They are then differentiated, and not taken.
+    """
+    unit, known = _unit(r, reads.x.shape), dict(zip((Read.SUM, Read.SQUARES), values, strict=False))
+    # an array, of which each read has its own: XLA:CPU writes out a number that two reads multiply x by
+    factor = None if unit == 1 else jnp.full((1,) * reads.x.ndim, unit, reads.dtype)
+
+    def first(x: Array, s: Any, w: Any, _: Any) -> Array:
+        return r.sum(_weighed(w, _minus(x, s)))
+
+    def second(x: Array, s: Any, w: Any, u: Any) -> Array:
+        d = _minus(x, s)
+        return r.sum(_weighed(w, abs2(d if u is None else times(d, u))))
+
+    wanted = {Read.SUM: first, Read.SQUARES: second} if r.centered else {Read.SQUARES: second}
+    return [reads(read, f, shift, where, factor, value=known.get(read)) for read, f in wanted.items()]
+
+
+def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> list[Array]:
+    """A shift and the sums about it, without a derivative: about `guess` on a TPU if that is near enough."""
+    guess = guess.astype(reads.dtype)
+    usable_guess = jnp.where(jnp.abs(guess) <= 1e18, guess, jnp.zeros_like(guess))
+    n = r.points(reads.x.shape)
+
+    def sums(x: Array, shift: Array) -> list[Array]:
+        return _sums(r, Reads(x, x), shift, None)
+
+    def good(guess: Array, found: list[Array]) -> Array:
+        # The relative error of var is some 3e-7 * (1 + |offset|^2 / var). A NaN is not good.
+        first, second = found
+        offset = divide(first, n)
+        return jnp.all(variance(divide(second, n) / _unit(r, reads.x.shape) ** 2, offset) >= abs2(offset) / 4)
+
+    x = lax.stop_gradient(reads.x)
+    found = sums_about_a_guess(sums, lambda x: materialize(slice_mean(r, x))[0], good, x, usable_guess)
+    return [lax.stop_gradient(v) for v in found]
+
+
+def _unit(r: Reduction, shape: Sequence[Any]) -> float:
+    """A power of two that keeps the sum of squares finite where each |x - shift| is 1e18 at most in float32.
+
+    1e36 is 256 times smaller than the largest float32: 1 for sums of up to 256 elements.
+    """
+    n = r.points(shape) * devices.size(r.names)
+    return 2.0 ** -max(0, (math.ceil(math.log2(n)) - 7) // 2) if isinstance(n, int) and n > 0 else 1.0
 
 
 def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Array | None) -> Any:

@@ -48,7 +48,13 @@ class Reads:
         self.tangents = dict(zip(Read, copies(x, len(Read), self.dtype), strict=True))
 
     def __call__(
-        self, read: Read, f: Callable[..., Array], *small: Array | None, at: Array | None = None, dtype: Any = None
+        self,
+        read: Read,
+        f: Callable[..., Array],
+        *small: Array | None,
+        at: Array | None = None,
+        value: Array | None = None,
+        dtype: Any = None,
     ) -> Array:
         """f(x, *small) in a loop of its own; the derivative by each argument is a loop of its own, too.
 
@@ -57,23 +63,27 @@ class Reads:
           f: of x in float32 or wider, and of `small`.
           small: arrays that are broadcast against x, or None. They are converted to x's wide dtype.
           at: what f is evaluated at instead of `clean`; the derivative is always that at `clean`.
+          value: f(clean, *small), if it is known. Then f is differentiated there, and not evaluated.
           dtype: of the result; None: as f returns it.
         """
 
         def arguments(number: int, x: Array, small: Any) -> list[Any]:
             return [_apart(x, number, self.dtype), *(_apart(v, number, _like(v, self.dtype)) for v in small)]
 
+        # Before the reads: XLA:CPU makes of a product with a converted mask a select, and writes out what it selects.
+        small = tuple(v.astype(self.x.dtype) if v is not None and v.dtype == bool else v for v in small)
+
         @jax.custom_jvp
-        def evaluate(x: Array, clean: Array, tangent: Array, *small: Any) -> Array:
-            y = f(*arguments(read, x, small))
+        def evaluate(x: Array, clean: Array, value: Any, tangent: Array, *small: Any) -> Array:
+            y = f(*arguments(read, x, small)) if value is None else value
             return y if dtype is None else y.astype(dtype)
 
         @functools.partial(evaluate.defjvp, symbolic_zeros=True)
         def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
             """JAX's own derivative of f, by one argument at a time, each in a read of its own."""
-            _, clean, _, *small = primals
+            _, clean, _, _, *small = primals
             y, parts = evaluate(*primals), []
-            for i, tangent in enumerate(tangents[2:]):
+            for i, tangent in enumerate(tangents[3:]):
                 if tangent is None or isinstance(tangent, SymbolicZero):
                     continue
                 at = arguments(read + 3 + i, clean, small)
@@ -85,7 +95,7 @@ class Reads:
                 parts.append(jax.jvp(by_one, (at[i],), (tangent,))[1])
             return y, join(parts, y.dtype)
 
-        return evaluate(self.clean if at is None else at, self.clean, self.tangents[read], *small)
+        return evaluate(self.clean if at is None else at, self.clean, value, self.tangents[read], *small)
 
 
 def _apart(v: Array | None, number: int, dtype: DTypeLike) -> Any:
