@@ -117,14 +117,14 @@ def apply_tangent(
     x: Array,
     a: Affine,
     outer: Maybe,
-    dtype: DTypeLike,
+    y: Any,
     dx: Maybe,
     along: Maybe,
     plain: Maybe,
     d: Outside,
     last: bool = False,
 ) -> Array:
-    """The linear map (dx, along, plain, d) -> dy; None is an absent tangent.
+    """The linear map (dx, along, plain, d) -> dy, of the type of `y`; None is an absent tangent.
 
     The parts are passes of their own, and so are their transposes; `last`: see `own`.
     """
@@ -147,7 +147,7 @@ def apply_tangent(
     if outer is not None:
         hat = plus(centered(7, everywhere=last) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
         parts.append(times(_met(x, d.scale), hat))
-    return total([devices.spread(p, x) for p in parts if p is not None], dtype)
+    return total([devices.spread(p, y) for p in parts if p is not None], y.dtype)
 
 
 def _wider(v: Maybe, dtype: DTypeLike) -> Maybe:

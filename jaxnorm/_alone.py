@@ -16,6 +16,7 @@ from jaxnorm._arithmetic import Maybe
 from jaxnorm._forms import Forms, chosen
 from jaxnorm._normalize import Spec, called, normalization
 from jaxnorm._rule import absent
+from jaxnorm._sharding import alike
 
 
 def normalized(*args: Any, **options: Any) -> Array:
@@ -35,7 +36,8 @@ def _of_rows(spec: Spec, *args: Any) -> Array:
     """Of x, scale, bias and epsilon."""
     x, scale, bias, epsilon = args
     forms = Forms(_kept, gpu=_on_chip, tpu=_kept, default=_kept, tangent=_kept_tangent)
-    like = devices.vary(x, devices.varying(*args))
+    like, *_ = alike(*(v for v in (x, scale, bias) if v is not None))
+    like = devices.vary(like, devices.varying(*args))
     return chosen(forms, spec, (spec.dtype,), like, x, scale, bias, epsilon.reshape((1,) * x.ndim))[0]
 
 

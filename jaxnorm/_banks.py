@@ -14,6 +14,7 @@ from jaxnorm._batch import batch_norm
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat
+from jaxnorm._sharding import fitted
 from jaxnorm._standardize import given
 
 
@@ -124,7 +125,7 @@ def blended_batch_norm(
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    old = Moments(*(jnp.reshape(v, shape) for v in stats))
+    old = Moments(*(fitted(jnp.reshape(v, shape), x) for v in stats))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
     out, least = dtype or x.dtype, check.epsilon("blended_batch_norm", epsilon)
 

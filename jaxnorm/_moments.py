@@ -11,10 +11,11 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm import _statistics as statistics
-from jaxnorm._arithmetic import common, divide, wide
+from jaxnorm._arithmetic import choose, common, divide, wide
 from jaxnorm._eager import compiled
 from jaxnorm._law import Sample, across, pool
 from jaxnorm._over import Over
+from jaxnorm._sharding import alike, fitted
 
 
 class Moments(NamedTuple):
@@ -89,7 +90,7 @@ def moments(
     origin = None if zero else check.broadcastable("moments", "about", about, kept, "the moments")
     near = None if pivot is None else check.broadcastable("moments", "pivot", pivot, kept, "the moments")
     if origin is not None:
-        origin = origin.astype(wide(x.dtype))
+        origin = fitted(origin, x).astype(wide(x.dtype))
         x = x.astype(origin.dtype) - origin
         near = None if near is None else near.astype(x.dtype) - origin
     near = None if near is None else jax.lax.stop_gradient(near)
@@ -118,11 +119,11 @@ def merge(a: Moments, b: Moments) -> Moments:
     """
     a = check.one_shape("merge", "a", a)
     b = check.one_shape("merge", "b", b, jnp.shape(a.mean))
-    parts = Moments(*(jnp.stack(common(u, v)) for u, v in zip(a, b, strict=True)))
+    parts = Moments(*(jnp.stack(common(*alike(u, v))) for u, v in zip(a, b, strict=True)))
     # the unit is not left to the arithmetic: an unchanged sample is bitwise unchanged
     return Moments(
         *(
-            jnp.where(parts.weight[1] == 0, u[0], jnp.where(parts.weight[0] == 0, u[1], pooled))
+            choose(parts.weight[1] == 0, u[0], choose(parts.weight[0] == 0, u[1], pooled))
             for u, pooled in zip(parts, combine(parts), strict=True)
         )
     )
@@ -168,7 +169,7 @@ def combine(
     axes = check.axes("combine", axis, parts.mean, of="parts.mean")
     names = devices.bound("combine", axis_name, axis_index_groups)
     live = parts.weight > 0
-    mean, var = (jnp.where(live, v, jnp.zeros_like(v)) for v in (parts.mean, parts.var))
+    mean, var = (choose(live, v, 0) for v in (parts.mean, parts.var))
     weight = jnp.sum(parts.weight, axes, keepdims=True)
     share = divide(parts.weight, weight)
 
@@ -176,7 +177,7 @@ def combine(
         return [jnp.sum(share.astype(v.dtype) * v, axes, keepdims=True) for v in values]
 
     (pivot,) = average(mean)
-    d = jnp.where(live, mean - pivot, jnp.zeros_like(mean))
+    d = choose(live, mean - pivot, 0)
     mean, low, (var,) = pool(pivot, 1.0, d, [(d, 1.0, var)], average)
     one = jnp.ones_like(var)
     with devices.explained("combine", names):

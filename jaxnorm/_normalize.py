@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -97,7 +98,7 @@ def _scaled(v: Maybe, scale: Maybe) -> Maybe:
 
 
 def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
-    over = spec.over
+    over, y = spec.over, jax.typeof(out.y)
 
     def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, *_: Any) -> Any:
         x, scale, where, epsilon, others, (mean, low, var, gain, weight) = kept
@@ -121,7 +122,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         along, plain, dmean, dvar, dgain = together(
             _combined, dbias, low, gain, a, n, r, shift, moved=moved, everywhere=last
         )
-        dy = apply_tangent(x, a, outside.scale, spec.dtype, d, along, plain, outer, last)
+        dy = apply_tangent(x, a, outside.scale, y, d, along, plain, outer, last)
         return dy, dmean, None, dvar, dgain, dweight
 
     x, scale, _, where, epsilon, _, _, others = args

@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm._arithmetic import HEADROOM, wide
 from jaxnorm._over import Over
+from jaxnorm._sharding import shards
 
 _THIN = 64  # a slice is one part in so many of the sample, or less
 _TILE = 128  # elements of the minor axis that a TPU reads at once
@@ -120,11 +120,3 @@ def _every(x: Array, axis: int, step: int, pieces: int) -> Array:
         return _at(x, axis, _FEW)
     step = next((s for s in range(min(step, n), 1, -1) if n // s % pieces == 0), 1)
     return _at(x, axis, n // step)
-
-
-def shards(x: Array) -> list[int]:
-    """Into how many pieces each axis is cut, as far as tracing knows: it may not be sliced."""
-    sharding = jax.typeof(x).sharding
-    names = [() if s is None else s if isinstance(s, tuple) else (s,) for s in sharding.spec]
-    names += [()] * (x.ndim - len(names))
-    return [math.prod(sharding.mesh.shape[name] for name in axis) for axis in names]

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxnorm._arithmetic import HEADROOM, Maybe, divide, plus, shrink, times, two_sum, wide
 from jaxnorm._law import in_units
 from jaxnorm._over import Over
-from jaxnorm._pivot import shards
+from jaxnorm._sharding import shards
 
 _ON_CHIP = 2**14  # features: of longer rows XLA makes a kernel for each sum, and one for y
 

@@ -43,7 +43,9 @@ def _before(mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, *, d
     return g, before(Affine(mean, None, g, scale), at, bias, False, dtype)
 
 
-def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
+def _given_tangent(_: Any, args: Any, out: _Given) -> Any:
+    y = jax.typeof(out.y)
+
     def linear(kept: Any, dx: Any, dmean: Any, dvar: Any, dscale: Any, dbias: Any, *_: Any) -> Any:
         x, affine, where = kept
         shape = jnp.broadcast_shapes(affine.mean.shape, affine.gain.shape)
@@ -54,7 +56,7 @@ def _given_tangent(dtype: Any, args: Any, out: _Given) -> Any:
         x = usable(x, where, affine.mean)
         dscale, dbias, d = split(x, shape, dscale, dbias)
         along, plain = combined(affine, dmean, dgain, dscale, dbias, wide(x.dtype))
-        return apply_tangent(x, affine, outside.scale, dtype, dx, along, plain, d), dgain
+        return apply_tangent(x, affine, outside.scale, y, dx, along, plain, d), dgain
 
     x, mean, _, scale, *_, where = args
     return linear, (x, Affine(mean, None, out.gain, scale), where)

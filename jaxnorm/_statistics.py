@@ -15,6 +15,7 @@ from jaxnorm._over import Over
 from jaxnorm._passes import apart, copies, own, together, written
 from jaxnorm._pivot import unit as data_unit
 from jaxnorm._rule import with_tangent
+from jaxnorm._sharding import as_sums, fitted
 from jaxnorm._sums import Points, count, fill, sums_over, weigh
 
 # ---------------------------------------------------------------- the statistics
@@ -27,8 +28,9 @@ def take(over: Over, x: Array, where: Array | None, near: Maybe = None, guess: M
 
     A weight is a number without `where`.
     """
+    near, guess = (None if v is None else as_sums(v, x, over.axes) for v in (near, guess))
     s = _of_all(over, x, where, near, guess)
-    return Sample(*(over.per_channel(v, x.shape) if isinstance(v, Array) else v for v in s))
+    return Sample(*(fitted(over.per_channel(v, x.shape), x) if isinstance(v, Array) else v for v in s))
 
 
 def _of_all(over: Over, x: Array, where: Array | None, near: Maybe, guess: Maybe) -> Sample:
@@ -123,7 +125,7 @@ def tangent_sums(
         dweight.append(jnp.broadcast_to(count(over, x, dw, s.var.dtype), weight.shape))
     centered = [sum(first[1:], first[0])] if over.centered else []
     pooled = devices.psum(over.names, [*centered, sum(second[1:], second[0]), *dweight])
-    sums = [over.per_channel(v, x.shape) for v in pooled]
+    sums = [fitted(over.per_channel(v, x.shape), x) for v in pooled]
     dmean = sums.pop(0) if over.centered else None
     return dmean, sums.pop(0), sums.pop(0) if dweight else None
 

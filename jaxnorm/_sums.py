@@ -12,6 +12,7 @@ from jaxnorm._arithmetic import Maybe, abs2, choose, divide, shrink, times, wide
 from jaxnorm._law import Sample, in_units, pooled
 from jaxnorm._over import Over
 from jaxnorm._passes import apart, own, returned, together, written
+from jaxnorm._sharding import fitted
 
 
 def fill(x: Array, where: Array | None, value: Array | float = 0.0, *, finite: bool = False) -> Array:
@@ -94,7 +95,8 @@ class Points(NamedTuple):
     def around(self, first: int, pivot: Maybe, unit: Array) -> tuple[Maybe, Any, Maybe, Array]:
         """A pivot in units, and the weight and the sums about it."""
         fills = None if self.where is None else self.x.dtype
-        met = (self.over.per_channel(v, self.x.shape) for v in (pivot, unit))
+        channels = (self.over.per_channel(v, self.x.shape) for v in (pivot, unit))
+        met = (v if v is None else fitted(v, self.x) for v in channels)
         # one number, where it is subtracted and where it is added again
         pivot, unit, shift = together(_shifted, *met, fills=fills, everywhere=True)
         return self.over.shared(shift, self.x.shape), *self.sums(first, pivot, unit, shift)
