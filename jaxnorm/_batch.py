@@ -16,7 +16,7 @@ from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
 from jaxnorm._passes import few, written
-from jaxnorm._sharding import fitted, state_as
+from jaxnorm._sharding import as_sums, state_as
 from jaxnorm._standardize import given, known
 
 
@@ -149,7 +149,7 @@ def remembering(
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     b = Batch(
         x,
-        Moments(*(fitted(v.reshape(shape), x) for v in old)),
+        Moments(*(as_sums(v.reshape(shape), x, axes) for v in old)),
         axes,
         features,
         options,

@@ -15,7 +15,7 @@ from jaxnorm._batch import remember
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
-from jaxnorm._sharding import fitted, state_as
+from jaxnorm._sharding import as_sums, state_as
 from jaxnorm._standardize import given, standardize, unstandardize
 
 
@@ -127,7 +127,7 @@ def input_norm(
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    kept = Moments(*(lax.stop_gradient(fitted(jnp.expand_dims(v, axes), x)) for v in new))
+    kept = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in new))
     y = given(x, kept, None, None, check.epsilon(function, epsilon), dtype=dtype, where=weights)
     return y if clip is None else jnp.clip(y, -clip, clip), new
 

@@ -40,7 +40,7 @@ class Over(NamedTuple):
         axis, count = self.groups
         if v.shape[axis] == 1:  # the same for every channel
             v = jnp.broadcast_to(v, (*v.shape[:axis], shape[axis], *v.shape[axis + 1 :]))
-        v = whole(v, axis, count)  # a group that spans devices
+        v = whole(v, axis, parts=count)
         return reduce(
             v.reshape(*v.shape[:axis], count, self._members(shape), *v.shape[axis + 1 :]), axis=axis + 1
         )

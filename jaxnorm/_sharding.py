@@ -68,12 +68,22 @@ def as_sums(v: Array, x: Array, axes: Sequence[int]) -> Array:
     return _to(v, v.shape, tuple(None if a in axes else of for a, of in enumerate(axes_of(x))), mesh_of(x))
 
 
-def whole(v: Array, axis: int, parts: int = 1) -> Array:
-    """`v`, gathered along `axis` if that is cut into pieces of which some would lie in two of `parts`."""
-    if parts % shards(v)[axis] == 0:
+def whole(v: Array, axis: int, *, parts: int | None = None) -> Array:
+    """`v`, gathered along `axis`; not if `parts` is given, and each of so many parts is on one device."""
+    if axes_of(v)[axis] is None or (parts is not None and parts % shards(v)[axis] == 0):
         return v
     wanted = tuple(None if a == axis % v.ndim else of for a, of in enumerate(axes_of(v)))
     return _to(v, v.shape, wanted, mesh_of(v))
+
+
+def beside(v: Array, other: Array) -> Array:
+    """`v` on the mesh of `other`: a constant is on none, and an update of a slice wants one mesh."""
+    axes = mesh_of(other).explicit_axes
+    return (
+        jax.sharding.reshard(v, NamedSharding(mesh_of(other), PartitionSpec()))
+        if axes and mesh_of(v).empty
+        else v
+    )
 
 
 def gathered(v: Array) -> Array:

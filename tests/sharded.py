@@ -1,6 +1,6 @@
 """The table of public functions for arrays that are sharded over an Explicit mesh.
 
-Each row is called as `call(x, params, state) -> (out, new state)`: `out` is differentiable in x and params,
+Each row is called as `call(x, params, state, **options) -> (out, new state)`: `out` is differentiable in x and params,
 and the state is what the function remembers, or None. What has FEATURES on its last axis is sharded there.
 """
 
@@ -22,7 +22,12 @@ class Row(NamedTuple):
     call: Callable[..., Any]
     params: dict[str, Any]
     state: Any = None
-    placed: bool = True  # the params are broadcast against x on its last axis, as in `x * scale`
+
+    @property
+    def scaled(self) -> bool:
+        """Whether y is x's size, and x is multiplied by a scale a feature."""
+        scale = self.params.get("scale")
+        return scale is not None and scale.shape == (FEATURES,)
 
     def __str__(self) -> str:
         return self.name
@@ -43,12 +48,12 @@ STATS = jn.Moments(draw(FEATURES, seed=6), draw(FEATURES, seed=7), jnp.ones(FEAT
 
 
 def forgets(name, function, params=AFFINE, **options):
-    return Row(name, lambda x, p, s: (function(x, **p, **options), None), params)
+    return Row(name, lambda x, p, s, **more: (function(x, **p, **options, **more), None), params)
 
 
 def remembers(name, function, params=AFFINE, state=STATS, **options):
     options = {"decay": 0.75} | options
-    return Row(name, lambda x, p, s: function(x, s, **p, **options), params, state)
+    return Row(name, lambda x, p, s, **more: function(x, s, **p, **options, **more), params, state)
 
 
 def counts(name, function, state=STATS):
@@ -110,7 +115,11 @@ ROWS = (
     remembers("batch_norm evaluation", jn.batch_norm, train=False),
     remembers("batch_norm either", jn.batch_norm, train=np.bool_(True)),
     forgets("layer_norm", jn.layer_norm),
-    forgets("layer_norm masked", jn.layer_norm, where=MASK, axis=(1, 2), feature_axis=2),
+    Row(
+        "layer_norm masked",
+        lambda x, p, s: (jn.layer_norm(x, where=x > 1, axis=(1, 2), feature_axis=2, **p), None),
+        AFFINE,
+    ),
     forgets("rms_norm", jn.rms_norm, zero_centered_scale=True),
     forgets("group_norm", jn.group_norm, num_groups=4),
     forgets("group_norm masked", jn.group_norm, num_groups=4, where=MASK),
@@ -137,7 +146,7 @@ ROWS = (
         STATS,
     ),
     remembers("input_norm", jn.input_norm, {}, train=True, clip=1.0, decay=None),
-    Row("pop_art", pop_art, {"kernel": draw(3, FEATURES), "bias": draw(FEATURES)}, STATS, placed=False),
+    Row("pop_art", pop_art, {"kernel": draw(3, FEATURES), "bias": draw(FEATURES)}, STATS),
     Row("switchable_norm", stateful(jn.switchable_norm, *LOGITS, train=True), AFFINE | LOGITS, STATS),
     Row("evonorm_b0", stateful(jn.evonorm_b0, "slope", train=True), SLOPE, STATS),
     Row("evonorm_s0", positional(jn.evonorm_s0, "slope", num_groups=4), SLOPE),
