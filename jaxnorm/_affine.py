@@ -40,6 +40,15 @@ def split(x: Array, stats: Sequence[Any], scale: Maybe, bias: Maybe) -> tuple[Ma
     return (scale, None, Outside(None, bias)) if crossed(bias) else (scale, bias, Outside(None, None))
 
 
+def split_tangents(
+    x: Array, stats: Sequence[Any], outside: Outside, dscale: Maybe, dbias: Maybe
+) -> tuple[Maybe, Maybe, Outside]:
+    """The tangents of scale and bias, split as they were: a bias is added after a scale that is outside."""
+    if outside.scale is not None:
+        return None, None, Outside(dscale, dbias)
+    return split(x, stats, dscale, dbias)
+
+
 def gain(var: Array, epsilon: Array, unit: Array | None = None) -> Array:
     """rsqrt(var + epsilon) / HEADROOM, of a var in `unit`s; 0 where there is no spread to divide by."""
     least = epsilon.astype(var.dtype)
@@ -123,13 +132,14 @@ def apply_tangent(
     plain: Maybe,
     d: Outside,
     last: bool = False,
-) -> Array:
+    shift: Maybe = None,
+) -> Maybe:
     """The linear map (dx, along, plain, d) -> dy, of the type of `y`; None is an absent tangent.
 
-    The parts are passes of their own, and so are their transposes; `last`: see `own`.
+    The parts are passes of their own, and so are their transposes; `last`: see `own`. `shift` is added before
+    a scale that is outside.
     """
-    rstd = times(a.gain, HEADROOM)
-    mul = times(rstd, 1.0 if a.scale is None else a.scale)
+    mul = times(a.gain, HEADROOM, 1.0 if a.scale is None else a.scale)
     along, plain = devices.vary_together([along, plain], x)
 
     def centered(number: int, everywhere: bool = False) -> Array:
@@ -145,9 +155,11 @@ def apply_tangent(
         _met(x, d.bias),
     ]
     if outer is not None:
-        hat = plus(centered(7, everywhere=last) * _met(x, rstd, 2), minus(_met(x, times(a.low, rstd))))
+        hat = plus(centered(7, everywhere=last) * _met(x, mul, 2), minus(_met(x, times(a.low, mul))))
+        hat = plus(hat, _met(x, shift))
         parts.append(times(_met(x, d.scale), hat))
-    return total([devices.spread(p, y) for p in parts if p is not None], y.dtype)
+    present = [devices.spread(p, y) for p in parts if p is not None]
+    return total(present, y.dtype) if present else None
 
 
 def _wider(v: Maybe, dtype: DTypeLike) -> Maybe:

@@ -10,7 +10,18 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._affine import Affine, Pass, apply, apply_tangent, before, combined, gain, gain_tangent, split
+from jaxnorm._affine import (
+    Affine,
+    Pass,
+    apply,
+    apply_tangent,
+    before,
+    combined,
+    gain,
+    gain_tangent,
+    split,
+    split_tangents,
+)
 from jaxnorm._arithmetic import Maybe, choose, one_plus, plus, times, wide
 from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
@@ -110,19 +121,19 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
         s = Taken(mean, low, var, weight)
         r, shift = _corrections(spec, Moments(mean + low, var, weight), epsilon, others)
         channels = over.channels(x.shape)
-        scale, _, outside = split(x, channels, _scaled(r, scale), None)
-        a = _affine(over, mean, low, gain, scale)
+        scale, _, outside = split(x, channels, scale, None)
+        a = _affine(over, mean, low, gain, _scaled(r, scale))
         # of a batch norm the passes are apart by themselves; a mask would be written out with x
         last = over.centered and 0 not in over.axes and where is None
         first, second, dweight = tangent_sums(over, x, where, s, a.mean, twice, dwhere, last)
-        dscale, dbias, outer = split(x, channels, dscale, dbias)
+        dscale, dbias, outer = split_tangents(x, channels, outside, dscale, dbias)
         moved = first, second, dscale
         n = points_of(over, x, where, s)
         # behind a barrier: XLA would take a bias's sum of the samples' sums from dy itself, beside dx
         along, plain, dmean, dvar, dgain = together(
             _combined, dbias, low, gain, a, n, r, shift, moved=moved, everywhere=last
         )
-        dy = apply_tangent(x, a, outside.scale, y, d, along, plain, outer, last)
+        dy = apply_tangent(x, a, outside.scale, y, d, along, plain, outer, last, shift)
         return dy, dmean, None, dvar, dgain, dweight
 
     x, scale, _, where, epsilon, _, _, others = args

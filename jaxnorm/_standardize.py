@@ -9,7 +9,17 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._affine import Affine, apply, apply_tangent, before, combined, gain, gain_tangent, split
+from jaxnorm._affine import (
+    Affine,
+    apply,
+    apply_tangent,
+    before,
+    combined,
+    gain,
+    gain_tangent,
+    split,
+    split_tangents,
+)
 from jaxnorm._arithmetic import HEADROOM, Maybe, choose, minus, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
@@ -54,7 +64,7 @@ def _given_tangent(_: Any, args: Any, out: _Given) -> Any:
         dgain = gain_tangent(affine.gain, dvar)
         dx = None if dx is None else copies(dx, 1, wide(x.dtype))[0]
         x = usable(x, where, affine.mean)
-        dscale, dbias, d = split(x, shape, dscale, dbias)
+        dscale, dbias, d = split_tangents(x, shape, outside, dscale, dbias)
         along, plain = combined(affine, dmean, dgain, dscale, dbias, wide(x.dtype))
         return apply_tangent(x, affine, outside.scale, y, dx, along, plain, d), dgain
 

@@ -1,7 +1,8 @@
 """The table of public functions for arrays that are sharded over an Explicit mesh.
 
-Each row is called as `call(x, params, state, **options) -> (out, new state)`: `out` is differentiable in x and params,
-and the state is what the function remembers, or None. What has FEATURES on its last axis is sharded there.
+A row is called as `call(x, params, state, **options) -> (out, new state)`: `out` is differentiable in x and
+params, and the state is what the function remembers, or None. What has FEATURES on its last axis is sharded
+there.
 """
 
 from collections.abc import Callable
