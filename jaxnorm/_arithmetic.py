@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxnorm._sharding import alike
+
 # An array, or None: an absent value, which is 0 and costs nothing.
 Maybe: TypeAlias = Any
 
@@ -38,6 +40,7 @@ def choose(keep: Array, a: Any, b: Any) -> Array:
     """a where `keep`, else b; numbers are of the other's dtype. Of one shape without `jnp.where`, a call."""
     kind = a if isinstance(a, Array) else b
     a, b = (v if isinstance(v, Array) else jnp.full_like(kind, v) for v in (a, b))
+    keep, a, b = alike(keep, a, b)
     return lax.select(keep, a, b) if keep.shape == a.shape == b.shape else jnp.where(keep, a, b)
 
 

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import choose
 from jaxnorm._eager import compiled
+from jaxnorm._sharding import state_as
 
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple with a field `weight`
 
@@ -46,8 +47,9 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     """
     check.decay("ema", decay)
     _check_states("ema", old, new)
-    was, now = cast(Any, old), cast(Any, new)
-    before, seen = jnp.asarray(was.weight), jnp.asarray(now.weight)
+    was = cast(Any, type(old)(*map(jnp.asarray, old)))
+    now = state_as(type(new)(*map(jnp.asarray, new)), was)
+    before, seen = was.weight, now.weight
     part = 1 - jnp.asarray(decay, before.dtype)
     full = before + part * (1 - before)
     # the first step is 1, also where division is not rounded to the nearest
@@ -57,8 +59,7 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
 
     def average(v: Array, n: Array) -> Array:
         """v + step * (n - v); where all or nothing is taken, exactly."""
-        v = jnp.asarray(v)
-        n = jnp.asarray(n).astype(v.dtype)
+        n = n.astype(v.dtype)
         known, share = _beside(before > 0, v), _beside(step, v).astype(v.dtype)
         start = choose(known, v, 0)
         mixed = start + share * (n - start)
@@ -66,7 +67,7 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
         return choose(_beside(taken, v), mixed, v)
 
     mixed = {f: average(getattr(was, f), getattr(now, f)) for f in was._fields if f != "weight"}
-    return was._replace(weight=choose(taken, full, before), **mixed)
+    return state_as(was._replace(weight=choose(taken, full, before), **mixed), was)
 
 
 def _beside(weight: Array, v: Array) -> Array:

@@ -15,6 +15,7 @@ from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat
 from jaxnorm._core.normalize import given
+from jaxnorm._sharding import as_sums, beside
 
 
 def bank_norm(
@@ -74,7 +75,7 @@ def bank_norm(
     y, new = norm(
         x, jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, place, keepdims=False), bank), **options
     )
-    return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(v, n, place, 0), bank, new)
+    return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(beside(v, n), n, place, 0), bank, new)
 
 
 @compiled
@@ -124,7 +125,7 @@ def blended_batch_norm(
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    old = Moments(*(jnp.reshape(v, shape) for v in stats))
+    old = Moments(*(as_sums(jnp.reshape(v, shape), x, axes) for v in stats))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
     out, least = dtype or x.dtype, check.epsilon("blended_batch_norm", epsilon)
 

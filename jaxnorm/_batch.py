@@ -10,12 +10,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import divide
+from jaxnorm._arithmetic import choose, divide
 from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._core.normalize import normalize
 from jaxnorm._core.normalize import given, known
+from jaxnorm._sharding import as_sums, state_as
 
 
 @compiled
@@ -147,7 +148,7 @@ def remembering(
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     b = Batch(
         x,
-        Moments(*(v.reshape(shape) for v in old)),
+        Moments(*(as_sums(v.reshape(shape), x, axes) for v in old)),
         axes,
         features,
         options,
@@ -161,7 +162,7 @@ def remembering(
             n = m.weight
             if options["where"] is not None and options["where"].dtype != jnp.bool_:
                 n = jnp.squeeze(taken(b, where=options["where"] > 0).weight, axes)
-            m = m._replace(var=m.var * jnp.where(n >= 2, divide(n, n - 1), jnp.ones_like(n)))
+            m = m._replace(var=m.var * choose(n >= 2, divide(n, n - 1), 1))
         state = remember(old, m, decay)
         return y, state
 
@@ -211,5 +212,5 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
     new = counted(new)
     if decay is not None:
         return ema(old, new, decay=decay)
-    new = Moments(*(n.astype(o.dtype) for n, o in zip(new, old, strict=True)))
-    return merge(old, new)
+    new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
+    return state_as(merge(old, new), old)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxnorm._arithmetic import promoted
+from jaxnorm._sharding import fitted
 
 
 def numbers(function: str, name: str, value: Any) -> Array:
@@ -60,7 +61,7 @@ def broadcastable(function: str, name: str, value: Any, x: Array, to: str = "x")
             f"{function}: {name} of shape {value.shape} does not broadcast to {to}, shape {x.shape}; "
             f"give it the sizes of {to}, or 1, on {to}'s last axes."
         )
-    return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+    return fitted(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x)
 
 
 def weights(function: str, where: Any, x: Array, name: str = "where") -> Array | None:
@@ -90,7 +91,7 @@ def affine(
             f"part of {name}."
         )
     if features is not None and value.shape == tuple(x.shape[a] for a in features):
-        return value.reshape([n if a in features else 1 for a, n in enumerate(x.shape)])
+        return fitted(value.reshape([n if a in features else 1 for a, n in enumerate(x.shape)]), x)
     try:
         return broadcastable(function, name, value, x, to)
     except ValueError:

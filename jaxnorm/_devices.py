@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm._arithmetic import common
+from jaxnorm._sharding import alike, sharded_as
 
 
 class Names(NamedTuple):
@@ -131,7 +132,7 @@ def _together(collective: Any, values: Sequence[Array]) -> list[Array]:
     if len(values) == 1:
         return [collective(values[0])]
     # a new leading axis, not a ravel: arrays that are sharded over further axes are not resharded
-    stacked = jnp.stack(common(*jnp.broadcast_arrays(*values)))
+    stacked = jnp.stack(common(*jnp.broadcast_arrays(*alike(*values))))
     return [
         part if part.dtype == v.dtype else part.real
         for part, v in zip(collective(stacked), values, strict=True)
@@ -139,11 +140,11 @@ def _together(collective: Any, values: Sequence[Array]) -> list[Array]:
 
 
 def varying(*values: Any) -> frozenset[Any]:
-    """The manual mesh axes that values vary over: none outside of shard_map(check_vma=True)."""
+    """The manual mesh axes that arrays, or types, vary over: none outside of shard_map(check_vma=True)."""
     names: frozenset[Any] = frozenset()
     for v in values:
         if v is not None:
-            kind = jax.typeof(v)
+            kind = v if isinstance(v, jax.core.ShapedArray) else jax.typeof(v)
             manual = getattr(kind, "manual_axis_type", None)  # jax >= 0.10
             names |= manual.varying if manual is not None else getattr(kind, "vma", frozenset())
     return names
@@ -165,10 +166,6 @@ def vary_together(values: Sequence[Array | None], like: Array) -> list[Array | N
     return [None if v is None else next(cast) for v in values]
 
 
-def spread(v: Array, like: Array) -> Array:
-    """`v` broadcast to the shape of `like`, varying and sharded as `like` is."""
-    kind = jax.typeof(like)
-    explicit = any(s is not None for s in getattr(kind.sharding, "spec", ()))
-    return jnp.broadcast_to(
-        vary(v, varying(like)), like.shape, out_sharding=kind.sharding if explicit else None
-    )
+def spread(v: Array, kind: Any) -> Array:
+    """`v` broadcast to the shape of this type, `jax.typeof` of an array, varying and sharded as it is."""
+    return sharded_as(vary(v, varying(kind)), kind)

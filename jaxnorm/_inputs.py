@@ -9,6 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
+from jaxnorm._arithmetic import choose
 from jaxnorm._average import counted
 from jaxnorm._batch import remember
 from jaxnorm._eager import compiled
@@ -16,6 +17,7 @@ from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._core.normalize import normalize
 from jaxnorm._core.normalize import given
 from jaxnorm._standardize import standardize, unstandardize
+from jaxnorm._sharding import as_sums, state_as
 
 
 @compiled
@@ -126,7 +128,7 @@ def input_norm(
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    kept = Moments(*(lax.stop_gradient(jnp.expand_dims(v, axes)) for v in new))
+    kept = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in new))
     y = given(x, kept, None, None, check.epsilon(function, epsilon), dtype=dtype, where=weights)
     return y if clip is None else jnp.clip(y, -clip, clip), new
 
@@ -191,10 +193,10 @@ def pop_art(
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     m = counted(moments(targets, range(targets.ndim - 1), where=where, **mapped))
     old = Moments(*map(jnp.asarray, stats))
-    m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(m, old, strict=True)))
-    keep = jnp.where(m.weight > 0, jnp.asarray(decay, m.weight.dtype), 1)
-    share = jnp.where(m.weight > 0, 1 - keep, 0)
-    new = merge(old._replace(weight=keep * old.weight), m._replace(weight=share))
+    m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(state_as(m, old), old, strict=True)))
+    keep = choose(m.weight > 0, jnp.asarray(decay, m.weight.dtype), 1)
+    share = choose(m.weight > 0, 1 - keep, 0)
+    new = state_as(merge(old._replace(weight=keep * old.weight), m._replace(weight=share)), old)
     unit = Moments(jnp.zeros_like(old.mean), old.var, old.weight)
     w = standardize(
         unstandardize(kernel, unit, epsilon=epsilon), new._replace(mean=unit.mean), epsilon=epsilon

@@ -10,12 +10,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, common, wide
+from jaxnorm._arithmetic import abs2, choose, common, wide
 from jaxnorm._core.normalize import moments_of, remat
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import divide, statistics, usable, variance
 from jaxnorm._core.types import Moments as Moments
 from jaxnorm._eager import compiled
+from jaxnorm._sharding import alike, fitted
 from jaxnorm._xla.reads import Reads
 
 
@@ -73,7 +74,7 @@ def moments(
     origin = None if zero else check.broadcastable("moments", "about", about, kept, "the moments")
     shift = None if pivot is None else check.broadcastable("moments", "pivot", pivot, kept, "the moments")
     if origin is not None:
-        origin = origin.astype(wide(x.dtype))
+        origin = fitted(origin, x).astype(wide(x.dtype))
         x = x.astype(origin.dtype) - origin
     shift = None if shift is None else jax.lax.stop_gradient(jnp.broadcast_to(shift, kept.shape))
 
@@ -107,11 +108,11 @@ def merge(a: Moments, b: Moments) -> Moments:
     """
     a = check.one_shape("merge", "a", a)
     b = check.one_shape("merge", "b", b, jnp.shape(a.mean))
-    parts = Moments(*(jnp.stack(common(u, v)) for u, v in zip(a, b, strict=True)))
+    parts = Moments(*(jnp.stack(common(*alike(u, v))) for u, v in zip(a, b, strict=True)))
     # the unit is not left to the arithmetic: an unchanged sample is bitwise unchanged
     return Moments(
         *(
-            jnp.where(parts.weight[1] == 0, u[0], jnp.where(parts.weight[0] == 0, u[1], pooled))
+            choose(parts.weight[1] == 0, u[0], choose(parts.weight[0] == 0, u[1], pooled))
             for u, pooled in zip(parts, combine(parts), strict=True)
         )
     )
@@ -157,7 +158,7 @@ def combine(
     axes = check.axes("combine", axis, parts.mean, of="parts.mean")
     names = devices.bound("combine", axis_name, axis_index_groups)
     live = parts.weight > 0
-    mean, var = (jnp.where(live, v, jnp.zeros_like(v)) for v in (parts.mean, parts.var))
+    mean, var = (choose(live, v, 0) for v in (parts.mean, parts.var))
 
     def total(*values: Array) -> list[Array]:
         """The weighted sums over parts and devices."""
@@ -167,7 +168,7 @@ def combine(
         weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
         shift = divide(first, weight)  # the mean, rounded
         share = divide(parts.weight, weight)
-        d = jnp.where(live, mean - shift, jnp.zeros_like(mean))
+        d = choose(live, mean - shift, 0)
         offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
     m = Moments(shift + offset, variance(second, offset), weight)
     return Moments(*(jnp.squeeze(v, axes) for v in m))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxnorm._arithmetic import wide
+from jaxnorm._arithmetic import choose, wide
 from jaxnorm._core.statistics import SUMS
 
 Values = TypeVar("Values")
@@ -36,7 +36,7 @@ def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:
     """y; where a mask has left nothing to normalize by, the bias."""
     if where is None:
         return y
-    return jnp.where(weight > 0, y, jnp.zeros((), y.dtype) if bias is None else bias.astype(y.dtype))
+    return choose(weight > 0, y, 0 if bias is None else bias.astype(y.dtype))
 
 
 def root(v: Array) -> Array:

@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import times
+from jaxnorm._arithmetic import choose, times
 from jaxnorm._batch import Batch, remembering
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine
@@ -96,9 +96,9 @@ def _corrections(m: Moments, epsilon: Array, old: Moments, r_max: Array, d_max: 
     sigma, before = (jnp.sqrt(s.var + epsilon) for s in (m, old))
     r, d = sigma / before, (m.mean - old.mean) / before
     far = jnp.abs(d)
-    d = times(d, jnp.where(far > farthest, farthest / far, jnp.ones_like(far)))
+    d = times(d, choose(far > farthest, farthest / far, 1))
     both = (m.weight > 0) & (old.weight > 0)
-    return jnp.where(both, jnp.clip(r, 1 / most, most), 1), jnp.where(both, d, 0)
+    return choose(both, jnp.clip(r, 1 / most, most), 1), choose(both, d, 0)
 
 
 @compiled

@@ -16,6 +16,7 @@ from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat, root, seen
 from jaxnorm._core.normalize import given
+from jaxnorm._sharding import sharded_as, whole
 
 
 @compiled
@@ -104,9 +105,10 @@ def local_response_norm(
         v = x.astype(wide(x.dtype))
         window = [size if a == f else 1 for a in range(x.ndim)]
         padding = [(size // 2, (size - 1) // 2) if a == f else (0, 0) for a in range(x.ndim)]
-        squares = abs2(v)
+        squares = whole(abs2(v), f)
         zero = np.zeros((), squares.dtype)  # a constant: only so JAX knows the derivative of the sum
         energy = lax.reduce_window(squares, zero, lax.add, window, [1] * x.ndim, padding)
+        energy = sharded_as(energy, jax.typeof(v))
         return (v / ((k + alpha / size * energy) ** beta).astype(v.dtype)).astype(x.dtype)
 
     return normalized(x)

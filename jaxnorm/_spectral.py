@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, wide
+from jaxnorm._sharding import replicated, state_as, whole
 from jaxnorm._trees import Select, mapped
 
 
@@ -101,7 +102,7 @@ def spectral_norm(
     check.at_least("spectral_norm", "n_steps", n_steps, 1)
     least = check.epsilon("spectral_norm", epsilon)
     # a few rows against a matrix: exact products cost nothing, and sigma is their sum
-    matmul = partial(jnp.matmul, precision="highest")
+    einsum = partial(jnp.einsum, precision="highest")
 
     def to_length_1(row: Array) -> Array:
         square = jnp.sum(abs2(row))
@@ -109,15 +110,17 @@ def spectral_norm(
 
     def divided(v: Array, s: SpectralStats) -> tuple[Array, SpectralStats]:
         _check_spectral(v, s)
-        matrix = v.astype(wide(v.dtype)).reshape(-1, v.shape[-1])
+        matrix = v.astype(wide(v.dtype))  # its rows are all axes but the last
         fixed, u = lax.stop_gradient((matrix, s.u.astype(matrix.dtype)))
+        u = whole(u, 1)[0]
+        everywhere = replicated(matrix)
         for _ in range(n_steps):
-            left = to_length_1(matmul(u, fixed.conj().T))
-            u = to_length_1(matmul(left, fixed))
-        sigma = matmul(matmul(left, matrix), u.conj().T)[0, 0].real
+            left = to_length_1(einsum("c,...c->...", u, fixed.conj()))
+            u = to_length_1(einsum("...,...c->c", left, fixed, out_sharding=everywhere))
+        sigma = einsum("c,c->", einsum("...,...c->c", left, matrix, out_sharding=everywhere), u.conj()).real
         w = matrix / jnp.where(sigma == 0, jnp.ones_like(sigma), sigma).astype(matrix.dtype)
-        new = (u.astype(s.u.dtype), lax.stop_gradient(sigma).astype(s.sigma.dtype))
-        return w.reshape(v.shape).astype(dtype or v.dtype), SpectralStats(*new)
+        new = SpectralStats(u[None].astype(s.u.dtype), lax.stop_gradient(sigma).astype(s.sigma.dtype))
+        return w.astype(dtype or v.dtype), state_as(new, s)
 
     def each(v: Array, s: SpectralStats | None) -> tuple[Array, SpectralStats | None]:
         return (v, None) if s is None else divided(v, s)

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import plus, times, wide
+from jaxnorm._arithmetic import choose, plus, times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
 from jaxnorm._core.statistics import usable
@@ -126,7 +126,7 @@ def partial_rms_norm(
         scale=scale,
         bias=bias,
         epsilon=epsilon,
-        where=first if weights is None else jnp.where(first, weights, jnp.zeros_like(weights)),
+        where=first if weights is None else choose(first, weights, 0),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,

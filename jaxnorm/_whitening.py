@@ -10,13 +10,14 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import divide, plus, times, wide
+from jaxnorm._arithmetic import choose, divide, plus, times, wide
 from jaxnorm._average import ema
 from jaxnorm._batch import either
 from jaxnorm._eager import compiled
 from jaxnorm._moments import moments
 from jaxnorm._remat import kept, remat, seen
 from jaxnorm._core.statistics import usable
+from jaxnorm._sharding import gathered, replicated, sharded_as, state_as, whole
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -129,20 +130,23 @@ def decorrelated_batch_norm(
         mean, weight = m.mean.reshape(old.mean.shape), m.weight.reshape(old.mean.shape)[:, 0]
         c = _grouped(usable(x, where), f, mean)
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
-        total = _einsum("...gi,...gj->gij", jnp.where(w != 0, c, 0) * w, c)
+        weighed = choose(w != 0, c, 0) * w
+        total = _einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
         with devices.explained(function, names):
             (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
 
     @remat
     def whitened(x: Array, scale: Any, bias: Any, where: Any, m: Any) -> tuple[Array, Covariance]:
+        sharding = jax.typeof(x)
+        x = whole(x, f)  # every feature of y takes all of x's
         m = kept(covariance(x, where)) if m is None else m
         eye = jnp.eye(m.cov.shape[-1], dtype=m.cov.dtype)[None]
         cov = m.cov + least.astype(eye.dtype) * eye
         root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
         c = _grouped(usable(x, where), f, m.mean)
         y = _einsum("...gi,gij->...gj", c, root.astype(c.dtype))
-        y = jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f)
+        y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), sharding)
         y = plus(y if scale is None else times(y, scale), bias).astype(out)
         return seen(y, m.weight[0], bias, where), m
 
@@ -151,13 +155,13 @@ def decorrelated_batch_norm(
         finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
         m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
         m = lax.stop_gradient(m)
-        return y, _union(old, m) if decay is None else ema(old, m, decay=decay)
+        return y, state_as(_union(old, state_as(m, old)), old) if decay is None else ema(old, m, decay=decay)
 
     def evaluation() -> tuple[Array, Covariance]:
         known = old.weight[:, None] > 0
-        mean = jnp.where(known, old.mean, 0)
-        cov = jnp.where(known[..., None], old.cov, jnp.eye(mean.shape[-1], dtype=mean.dtype)[None])
-        stored = Covariance(mean, cov, jnp.ones_like(old.weight))
+        mean = choose(known, old.mean, 0)
+        cov = choose(known[..., None], old.cov, jnp.eye(mean.shape[-1], dtype=mean.dtype)[None])
+        stored = Covariance(gathered(mean), gathered(cov), gathered(jnp.ones_like(old.weight)))
         return whitened(x, scale, bias, weights, stored)[0], old
 
     return either(function, train, training, evaluation, (x, old, weights, scale, bias), axis_name)
@@ -170,7 +174,7 @@ def _union(a: Covariance, b: Covariance) -> Covariance:
 
     def there(m: Covariance) -> tuple[Array, Array]:  # of what has no weight nothing is used
         known = m.weight[:, None] > 0
-        mean, cov = jnp.where(known, m.mean, 0), jnp.where(known[..., None], m.cov, 0)
+        mean, cov = choose(known, m.mean, 0), choose(known[..., None], m.cov, 0)
         return mean.astype(a.mean.dtype), cov.astype(a.cov.dtype)
 
     (mean, cov), (new, spread) = there(a), there(b)

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import one_plus, plus, times, wide
+from jaxnorm._arithmetic import choose, one_plus, plus, times, wide
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import SUMS, Statistics, statistics, usable
 from jaxnorm._core.types import Moments
@@ -80,12 +80,12 @@ def _by_own_moments(
         seen = m.weight > 0
         factor = _rstd(s.var, epsilon, seen)
         # a masked NaN stays in y, but not in that of an empty sample
-        at = jnp.where(r.expand(seen, shape), x, reads.clean)
+        at = choose(r.expand(seen, shape), x, reads.clean)
         mask = (where, r.expand(alone, shape)) if r.centered else None
     center, term, shift = None, None, s.shift
     if r.centered:
         # In a constant sample, shift + offset is x to the last bit, so that y is the bias to the last bit.
-        rest = lax.stop_gradient(jnp.where(s.var == 0, s.offset, jnp.zeros_like(s.offset)))
+        rest = lax.stop_gradient(choose(s.var == 0, s.offset, 0))
         shift, center = s.shift + rest, times(rest - s.offset, factor)
     if ratio is not None:
         factor, center, term = times(factor, ratio), times(center, ratio), distance
@@ -168,7 +168,7 @@ def _rstd(var: Array, epsilon: Array, seen: Any = True) -> Array:
     spread = var + epsilon.astype(var.dtype)
     positive = (spread > 0) & seen
     # Not rsqrt: its derivative -1/2 rsqrt(v) / v underflows at deviations of 1e13.
-    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, spread, 1)), 0)
+    return choose(positive, 1 / jnp.sqrt(choose(positive, spread, 1)), 0)
 
 
 def _converted(v: Array, dtype: DTypeLike) -> Array:
@@ -255,4 +255,4 @@ def given(
 def known(m: Moments) -> tuple[Array, Array]:
     """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
     there = m.weight > 0
-    return jnp.where(there, m.mean, jnp.zeros_like(m.mean)), jnp.where(there, m.var, jnp.ones_like(m.var))
+    return choose(there, m.mean, 0), choose(there, m.var, 1)

@@ -8,13 +8,13 @@ slice is near enough, even if it holds an outlier: with one of any size among k 
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxnorm._arithmetic import wide
 from jaxnorm._core.reduction import Reduction
+from jaxnorm._sharding import shards
 
 _THIN = 64  # a slice is one part in so many of the elements of a statistic,
 _LEAST = 24  # but at least so many of them
@@ -47,7 +47,7 @@ def _thin(x: Array, r: Reduction) -> Array:
     Axis 0 is not sliced if there are others, as a batch may be spread over devices; nor is an axis that
     is known to be sharded: it is summed.
     """
-    pieces = _pieces(x)
+    pieces = shards(x)
     sliced = [a for a in r.axes if pieces[a] == 1 and (a > 0 or r.axes == (0,))]
     n = math.prod(x.shape[a] for a in r.axes)
     if not isinstance(n, int):  # symbolic sizes, of which no step is known
@@ -64,11 +64,3 @@ def _thin(x: Array, r: Reduction) -> Array:
         starts[a] = steps[a] // 2
     # one slice: each is a kernel of its own on a GPU
     return lax.slice(x, starts, stops, steps)
-
-
-def _pieces(x: Array) -> list[Any]:
-    """Into how many pieces each axis is cut, as far as tracing knows."""
-    sharding = jax.typeof(x).sharding
-    names = [() if s is None else s if isinstance(s, tuple) else (s,) for s in sharding.spec]
-    names += [()] * (x.ndim - len(names))
-    return [math.prod(sharding.mesh.shape[name] for name in axis) for axis in names]

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, times, wide
+from jaxnorm._arithmetic import abs2, choose, times, wide
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.shift import rounded, slice_mean
 from jaxnorm._xla.guess import sums_about_a_guess
@@ -55,7 +55,7 @@ def statistics(
     if boolean:
         # Plain sums of x - shift with shift in place of what is masked: XLA:CPU adds up products one by one,
         # and rounds each time. The derivatives are those of the weighted sums.
-        filled = jnp.where(where, reads.x, jnp.zeros((), reads.x.dtype) if s is None else s.astype(reads.x.dtype))
+        filled = choose(where, reads.x, 0 if s is None else s.astype(reads.x.dtype))
         values = _sums(r, Reads(lax.stop_gradient(filled), lax.stop_gradient(filled)), s, None)
     sums = _sums(r, reads, s, where, values)
     sums = [r.pool(v, shape) for v in materialize_cotangents(*sums)]
@@ -89,7 +89,7 @@ def _sums(
 def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> list[Array]:
     """A shift and the sums about it, without a derivative: about `guess` on a TPU if that is near enough."""
     guess = guess.astype(reads.dtype)
-    usable_guess = jnp.where(jnp.abs(guess) <= 1e18, guess, jnp.zeros_like(guess))
+    usable_guess = choose(jnp.abs(guess) <= 1e18, guess, 0)
     n = r.points(reads.x.shape)
 
     def sums(x: Array, shift: Array) -> list[Array]:
@@ -153,7 +153,7 @@ def usable(x: Array, where: Array | None) -> Array:
     if where is None:
         return x
     largest = min(1e18, float(jnp.finfo(x.dtype).max))
-    return jnp.where(positive(where) | (jnp.abs(x) <= largest), x, jnp.zeros((), x.dtype))
+    return choose(positive(where) | (jnp.abs(x) <= largest), x, 0)
 
 
 def positive(where: Array) -> Array:
@@ -179,14 +179,14 @@ def variance(second: Array, offset: Array | None) -> Array:
         return second
     square = abs2(offset)
     var = second - square
-    return jnp.where(var <= 2.0**-22 * square, jnp.zeros_like(var), var)
+    return choose(var <= 2.0**-22 * square, 0, var)
 
 
 def divide(total: Array, weight: Any) -> Array:
     """total / weight; an empty sample has no average, so that 0 / 0 is 0."""
     if not isinstance(weight, Array):
         return total / jnp.asarray(weight, total.dtype) if weight != 0 else jnp.zeros_like(total)
-    return total / jnp.where(weight > 0, weight, jnp.ones_like(weight)).astype(total.dtype)
+    return total / choose(weight > 0, weight, 1).astype(total.dtype)
 
 
 def _minus(x: Array, shift: Array | None) -> Array:
