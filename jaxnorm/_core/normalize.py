@@ -80,8 +80,8 @@ def _by_own_moments(
         seen = m.weight > 0
         factor = _rstd(s.var, epsilon, seen)
         # a masked NaN stays in y, but not in that of an empty sample
-        at = choose(r.expand(seen, shape), x, reads.clean)
-        mask = (where, r.expand(alone, shape)) if r.centered else None
+        at = choose(r.expand(seen, x), x, reads.clean)
+        mask = (where, r.expand(alone, x)) if r.centered else None
     center, term, shift = None, None, s.shift
     if r.centered:
         # In a constant sample, shift + offset is x to the last bit, so that y is the bias to the last bit.
@@ -89,7 +89,7 @@ def _by_own_moments(
         shift, center = s.shift + rest, times(rest - s.offset, factor)
     if ratio is not None:
         factor, center, term = times(factor, ratio), times(center, ratio), distance
-    affine = [r.expand(v, shape) for v in (shift, factor, center, term)]
+    affine = [r.expand(v, x) for v in (shift, factor, center, term)]
     return _output(reads, Affine(*affine, scale, bias), spec.dtype, at, mask), m
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm import _devices as devices
+from jaxnorm._sharding import fitted, whole
 
 
 class Reduction(NamedTuple):
@@ -44,6 +45,7 @@ class Reduction(NamedTuple):
         axis, count = self.groups
         if v.shape[axis] == 1:
             return jnp.repeat(v * self.members(shape), count, axis)
+        v = whole(v, axis, parts=count)
         return jnp.sum(
             v.reshape(*v.shape[:axis], count, self.members(shape), *v.shape[axis + 1 :]), axis=axis + 1
         )
@@ -52,13 +54,13 @@ class Reduction(NamedTuple):
         """Sums of one device as sums of all, in one collective."""
         return devices.psum(self.names, vs)
 
-    def expand(self, v: Array | None, shape: Sequence[Any]) -> Any:
+    def expand(self, v: Array | None, x: Array) -> Any:
         """One value a group, [*stats], to one a channel, [*channels], which is broadcast against x."""
         if self.groups is None or v is None or v.ndim == 0:
             return v
         axis, _ = self.groups
-        members = self.members(shape)
+        members = self.members(x.shape)
         wide = jnp.broadcast_to(
             jnp.expand_dims(v, axis + 1), (*v.shape[: axis + 1], members, *v.shape[axis + 1 :])
         )
-        return wide.reshape(*v.shape[:axis], v.shape[axis] * members, *v.shape[axis + 1 :])
+        return fitted(wide.reshape(*v.shape[:axis], v.shape[axis] * members, *v.shape[axis + 1 :]), x)

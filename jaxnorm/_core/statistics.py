@@ -12,6 +12,7 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import abs2, choose, times, wide
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.shift import rounded, slice_mean
+from jaxnorm._sharding import as_sums
 from jaxnorm._xla.guess import sums_about_a_guess
 from jaxnorm._xla.reads import Read, Reads, materialize, materialize_cotangents
 
@@ -42,6 +43,7 @@ def statistics(
       guess: the same, but it may be far from the mean or not finite. A TPU tries it, one device, unmasked.
     """
     shape, values = reads.x.shape, []
+    shift, guess = (None if v is None else as_sums(v, reads.x, r.axes) for v in (shift, guess))
     if guess is not None and shift is None and where is None and not r.names.names:
         (shift, *values) = _about_a_guess(r, reads, guess)
         (shift,) = named(r, shift)
@@ -51,7 +53,7 @@ def statistics(
         shift = rounded(shift, reads.x.dtype)
     # one number wherever it is used: rounded otherwise in one of two sums, it would be another shift
     (shift,) = materialize(shift)
-    s = r.expand(shift, shape)
+    s = r.expand(shift, reads.x)
     if boolean:
         # Plain sums of x - shift with shift in place of what is masked: XLA:CPU adds up products one by one,
         # and rounds each time. The derivatives are those of the weighted sums.
