@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._arithmetic import indices
 from jaxnorm._average import ema
 from jaxnorm._batch import batch_norm
 from jaxnorm._eager import compiled
@@ -69,7 +70,7 @@ def bank_norm(
             f"first axis, of the states; start from initial_stats((states, *sizes))."
         )
     ((size,),) = sizes
-    place = jnp.clip(place, 0, size - 1)
+    place = jnp.clip(indices(place), 0, size - 1)
     bank = jax.tree.map(jnp.asarray, stats)
     y, new = norm(
         x, jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, place, keepdims=False), bank), **options

@@ -14,6 +14,7 @@ from jaxnorm._batch import remember
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
+from jaxnorm._remat import remat
 from jaxnorm._standardize import given, standardize, unstandardize
 
 
@@ -125,9 +126,18 @@ def input_norm(
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    kept = Moments(*(lax.stop_gradient(jnp.expand_dims(v, axes)) for v in new))
-    y = given(x, kept, None, None, check.epsilon(function, epsilon), dtype=dtype, where=weights)
-    return y if clip is None else jnp.clip(y, -clip, clip), new
+    fixed = Moments(*(lax.stop_gradient(jnp.expand_dims(v, axes)) for v in new))
+    least, out = check.epsilon(function, epsilon), dtype or x.dtype
+
+    @remat
+    def normalized(x: Array, m: Moments, limit: Any, weights: Any) -> Array:
+        y = given(x, m, None, None, least, dtype=out, where=weights)
+        if limit is None:
+            return y
+        limit = jnp.asarray(limit, y.dtype)
+        return jnp.clip(y, -limit, limit)
+
+    return normalized(x, fixed, clip, weights), new
 
 
 @compiled

@@ -12,6 +12,7 @@ from jaxnorm._alone import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
+from jaxnorm._remat import bounded, remat, widened
 from jaxnorm._weights import weight_norm
 
 
@@ -53,7 +54,7 @@ def scale_norm(
     scale = check.numbers("scale_norm", "scale", scale)
     return normalized(
         "scale_norm",
-        x,
+        bounded(x),
         axes,
         axes,
         centered=False,
@@ -136,6 +137,14 @@ def weight_demodulate(
             f"weight_demodulate: style of shape {style.shape} does not fit kernel, shape {kernel.shape}; "
             f"give kernel as [..., inputs, outputs] and style as [samples, inputs]."
         )
-    factor = style.reshape(style.shape[:1] + (1,) * (kernel.ndim - 2) + style.shape[1:] + (1,))
-    v = times(kernel[None].astype(wide(kernel.dtype)), factor)
-    return weight_norm(v, feature_axis=(0, -1), epsilon=epsilon, dtype=dtype or kernel.dtype)
+    samples, inputs = style.shape
+    factor = style.reshape(samples, *(1,) * (kernel.ndim - 2), inputs, 1)
+    least = check.epsilon("weight_demodulate", epsilon)
+    out = dtype or kernel.dtype
+
+    @remat
+    def demodulated(kernel: Array, factor: Array) -> Array:
+        v = times(kernel[None], widened(factor))
+        return weight_norm(v, feature_axis=(0, -1), epsilon=least, dtype=out)
+
+    return demodulated(kernel, factor)

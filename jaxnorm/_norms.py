@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._alone import normalized
 from jaxnorm._eager import compiled
+from jaxnorm._remat import bounded
 
 
 @compiled
@@ -100,8 +101,9 @@ def rms_norm(
 
     y = x * rsqrt(mean(|x|^2) + epsilon) * scale + bias, with the mean over `axis`.
 
-    The same arguments, dtypes and errors as `layer_norm`. Zhang, Sennrich 2019, arXiv:1910.07467; Gemma's
-    checkpoints want `zero_centered_scale`.
+    The same arguments, dtypes and errors as `layer_norm`. In float16 a gradient of x beyond the largest
+    number, as at a zero vector with a small epsilon, is that number, not inf. Zhang, Sennrich 2019,
+    arXiv:1910.07467; Gemma's checkpoints want `zero_centered_scale`.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -115,7 +117,7 @@ def rms_norm(
         features = check.axes("rms_norm", feature_axis, x, "feature_axis")
     return normalized(
         "rms_norm",
-        x,
+        bounded(x),
         axes,
         features,
         centered=False,

@@ -1,12 +1,14 @@
 """What norms with arithmetic of their own share: what reverse mode keeps of it, and its corners."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from jaxnorm._arithmetic import wide
 
@@ -20,10 +22,10 @@ def remat(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     policy = jax.checkpoint_policies.save_only_these_names("kept")
 
-    def widened(x: Array, *args: Any) -> Any:
-        return function(x.astype(wide(x.dtype)), *args)
+    def of_narrow(x: Array, *args: Any) -> Any:
+        return function(widened(x), *args)
 
-    return jax.checkpoint(widened, prevent_cse=False, policy=policy)
+    return jax.checkpoint(of_narrow, prevent_cse=False, policy=policy)
 
 
 def kept(values: Values) -> Values:
@@ -36,6 +38,40 @@ def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:
     if where is None:
         return y
     return jnp.where(weight > 0, y, jnp.zeros((), y.dtype) if bias is None else bias.astype(y.dtype))
+
+
+def widened(x: Array) -> Array:
+    """x in float32 or wider; its cotangent is bounded before it is rounded to x's dtype."""
+    return bounded(x.astype(wide(x.dtype)), x.dtype)
+
+
+def bounded(x: Array, dtype: DTypeLike | None = None) -> Array:
+    """x, whose cotangent is clamped to the finite numbers of `dtype`, by default x's.
+
+    The derivative of x / length at a zero vector is 1 / epsilon, which float16 and float8 cannot hold. Types
+    with the exponents of float32 are left alone.
+    """
+    dtype = jnp.dtype(dtype or x.dtype)
+    if jnp.finfo(dtype).maxexp >= jnp.finfo(jnp.float32).maxexp:
+        return x
+    return _bounded(float(jnp.finfo(dtype).max), x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _bounded(largest: float, x: Array) -> Array:
+    return x
+
+
+@_bounded.defjvp
+def _bounded_jvp(largest: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The tangent solves I t = dx, because a linear solve may be given its own transpose: the clamp."""
+
+    def clamp(_: Any, dy: Array) -> Array:
+        limit = jnp.asarray(largest, dy.dtype)
+        return lax.clamp(-limit, dy, limit)
+
+    tangent = lax.custom_linear_solve(lambda v: v, tangents[0], lambda _, v: v, transpose_solve=clamp)
+    return primals[0], tangent
 
 
 def root(v: Array) -> Array:

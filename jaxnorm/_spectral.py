@@ -9,7 +9,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import abs2, wide
+from jaxnorm._arithmetic import abs2, divide, wide
+from jaxnorm._remat import kept, remat, root
 from jaxnorm._trees import Select, mapped
 
 
@@ -105,19 +106,25 @@ def spectral_norm(
 
     def to_length_1(row: Array) -> Array:
         square = jnp.sum(abs2(row))
-        return row * lax.rsqrt(square + least.astype(square.dtype)).astype(row.dtype)
+        return divide(row, root(square + least.astype(square.dtype)))  # 0 / 0 is 0: epsilon may be 0
 
     def divided(v: Array, s: SpectralStats) -> tuple[Array, SpectralStats]:
         _check_spectral(v, s)
-        matrix = v.astype(wide(v.dtype)).reshape(-1, v.shape[-1])
-        fixed, u = lax.stop_gradient((matrix, s.u.astype(matrix.dtype)))
-        for _ in range(n_steps):
-            left = to_length_1(matmul(u, fixed.conj().T))
-            u = to_length_1(matmul(left, fixed))
-        sigma = matmul(matmul(left, matrix), u.conj().T)[0, 0].real
-        w = matrix / jnp.where(sigma == 0, jnp.ones_like(sigma), sigma).astype(matrix.dtype)
-        new = (u.astype(s.u.dtype), lax.stop_gradient(sigma).astype(s.sigma.dtype))
-        return w.reshape(v.shape).astype(dtype or v.dtype), SpectralStats(*new)
+
+        @remat
+        def by_sigma(wide: Array, u: Array) -> tuple[Array, Array, Array]:
+            matrix = wide.reshape(-1, wide.shape[-1])
+            fixed, u = lax.stop_gradient((matrix, u.astype(matrix.dtype)))
+            for _ in range(n_steps):
+                left = to_length_1(matmul(u, fixed.conj().T))
+                u = to_length_1(matmul(left, fixed))
+            left, u = kept((left, u))
+            sigma = kept(matmul(matmul(left, matrix), u.conj().T)[0, 0].real)
+            return divide(matrix, sigma).reshape(v.shape).astype(dtype or v.dtype), u, sigma
+
+        w, u, sigma = by_sigma(v, s.u)
+        new = lax.stop_gradient((u.astype(s.u.dtype), sigma.astype(s.sigma.dtype)))
+        return w, SpectralStats(*new)
 
     def each(v: Array, s: SpectralStats | None) -> tuple[Array, SpectralStats | None]:
         return (v, None) if s is None else divided(v, s)
