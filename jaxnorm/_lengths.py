@@ -12,7 +12,7 @@ from jaxnorm._alone import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
-from jaxnorm._remat import bounded, remat, widened
+from jaxnorm._remat import remat, widened
 from jaxnorm._weights import weight_norm
 
 
@@ -54,7 +54,7 @@ def scale_norm(
     scale = check.numbers("scale_norm", "scale", scale)
     return normalized(
         "scale_norm",
-        bounded(x),
+        x,
         axes,
         axes,
         centered=False,

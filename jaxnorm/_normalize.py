@@ -16,6 +16,7 @@ from jaxnorm._moments import Moments
 from jaxnorm._origin import Origin, origin
 from jaxnorm._over import Over
 from jaxnorm._passes import copies, together
+from jaxnorm._remat import bounded
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import Taken, of_sums, points_of, take, tangent_sums, usable
 
@@ -194,4 +195,4 @@ def called(
     )
     spec = Spec(Over(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)
     with devices.explained(function, names):
-        return op(spec, x, *args)
+        return op(spec, bounded(x), *args)

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._alone import normalized
 from jaxnorm._eager import compiled
-from jaxnorm._remat import bounded
 
 
 @compiled
@@ -32,8 +31,10 @@ def layer_norm(
 
     y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over `axis`.
 
-    Statistics and arithmetic are float32 or wider; y is rounded once. Reverse mode keeps x, in its own
-    dtype, and no other array of its size. Ba, Kiros, Hinton 2016, arXiv:1607.06450.
+    Statistics and arithmetic are float32 or wider; y is rounded once. Reverse mode stores only x, in its own
+    dtype, and no other array of its size. A gradient of x that float16 cannot hold, as of a constant sample
+    with a small epsilon, is the largest number of float16, not inf. Ba, Kiros, Hinton 2016,
+    arXiv:1607.06450.
 
     Args:
       x: numbers of any shape; integers count as float32.
@@ -101,9 +102,8 @@ def rms_norm(
 
     y = x * rsqrt(mean(|x|^2) + epsilon) * scale + bias, with the mean over `axis`.
 
-    The same arguments, dtypes and errors as `layer_norm`. In float16 a gradient of x beyond the largest
-    number, as at a zero vector with a small epsilon, is that number, not inf. Zhang, Sennrich 2019,
-    arXiv:1910.07467; Gemma's checkpoints want `zero_centered_scale`.
+    The same arguments, dtypes and errors as `layer_norm`. Zhang, Sennrich 2019, arXiv:1910.07467; Gemma's
+    checkpoints want `zero_centered_scale`.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -117,7 +117,7 @@ def rms_norm(
         features = check.axes("rms_norm", feature_axis, x, "feature_axis")
     return normalized(
         "rms_norm",
-        bounded(x),
+        x,
         axes,
         features,
         centered=False,

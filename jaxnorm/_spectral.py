@@ -87,7 +87,7 @@ def spectral_norm(
 
     Returns:
       w, a tree like params, and the new state, of the same type, shapes and dtypes as `stats`. A weight
-      of zeros is left as it is.
+      of zeros stays as it is, and so does its u.
 
     Raises:
       ValueError: n_steps below 1; a negative epsilon; a u of another size.
@@ -112,12 +112,14 @@ def spectral_norm(
         _check_spectral(v, s)
 
         @remat
-        def by_sigma(wide: Array, u: Array) -> tuple[Array, Array, Array]:
+        def by_sigma(wide: Array, start: Array) -> tuple[Array, Array, Array]:
             matrix = wide.reshape(-1, wide.shape[-1])
-            fixed, u = lax.stop_gradient((matrix, u.astype(matrix.dtype)))
+            fixed, start = lax.stop_gradient((matrix, start.astype(matrix.dtype)))
+            u = start
             for _ in range(n_steps):
                 left = to_length_1(matmul(u, fixed.conj().T))
                 u = to_length_1(matmul(left, fixed))
+            u = jnp.where(jnp.any(u != 0), u, start)  # a weight of zeros turns no vector to 0 for ever
             left, u = kept((left, u))
             sigma = kept(matmul(matmul(left, matrix), u.conj().T)[0, 0].real)
             return divide(matrix, sigma).reshape(v.shape).astype(dtype or v.dtype), u, sigma

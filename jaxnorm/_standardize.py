@@ -15,6 +15,7 @@ from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments
 from jaxnorm._origin import Origin
 from jaxnorm._passes import copies, together
+from jaxnorm._remat import bounded
 from jaxnorm._rule import with_tangent
 from jaxnorm._statistics import usable
 
@@ -74,7 +75,7 @@ def given(
     where: Maybe = None,
 ) -> Array:
     """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
-    return _standardize(jnp.dtype(dtype or x.dtype), x, *known(m), scale, bias, epsilon, where).y
+    return _standardize(jnp.dtype(dtype or x.dtype), bounded(x), *known(m), scale, bias, epsilon, where).y
 
 
 def known(m: Moments) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from jaxnorm import _checks as check
 from jaxnorm._alone import normalized
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._moments import moments
-from jaxnorm._remat import bounded, kept, remat, root
+from jaxnorm._remat import kept, remat, root
 from jaxnorm._standardize import given
 from jaxnorm._trees import Select, mapped
 
@@ -63,7 +63,7 @@ def weight_norm(
         # RMS norm, whose mean of squares is the sum over n
         return normalized(
             "weight_norm",
-            bounded(v),
+            v,
             reduced,
             features,
             centered=False,
