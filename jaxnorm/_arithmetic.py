@@ -36,6 +36,11 @@ def shrink(dtype: DTypeLike) -> float:
     return 2.0 ** -(jnp.finfo(dtype).maxexp // 2 + 16)
 
 
+def indices(v: Array) -> Array:
+    """Integers in int32 or wider: int8 cannot be compared with 200 classes."""
+    return v.astype(jnp.int32) if v.dtype.itemsize < 4 else v
+
+
 def choose(keep: Array, a: Any, b: Any) -> Array:
     """a where `keep`, else b; numbers are of the other's dtype. Of one shape without `jnp.where`, a call."""
     kind = a if isinstance(a, Array) else b

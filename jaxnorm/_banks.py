@@ -9,12 +9,13 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
+from jaxnorm._arithmetic import indices
 from jaxnorm._average import ema
 from jaxnorm._batch import batch_norm
+from jaxnorm._core.normalize import given
+from jaxnorm._core.recompute import kept, remat
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
-from jaxnorm._remat import kept, remat
-from jaxnorm._core.normalize import given
 from jaxnorm._sharding import as_sums, beside
 
 
@@ -70,7 +71,7 @@ def bank_norm(
             f"first axis, of the states; start from initial_stats((states, *sizes))."
         )
     ((size,),) = sizes
-    place = jnp.clip(place, 0, size - 1)
+    place = jnp.clip(indices(place), 0, size - 1)
     bank = jax.tree.map(jnp.asarray, stats)
     y, new = norm(
         x, jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, place, keepdims=False), bank), **options

@@ -12,10 +12,9 @@ from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import choose, divide
 from jaxnorm._average import counted, ema
+from jaxnorm._core.normalize import given, known, normalize
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
-from jaxnorm._core.normalize import normalize
-from jaxnorm._core.normalize import given, known
 from jaxnorm._sharding import as_sums, state_as
 
 
@@ -48,8 +47,8 @@ def batch_norm(
 
     Args:
       x: numbers of any shape; integers count as float32.
-      stats: the state, `initial_stats(sizes of the feature axes)` at first: by `ema` a prior of weight 1
-        makes Flax's and PyTorch's average, one of weight 0 the debiased one.
+      stats: the state, `initial_stats(sizes of the feature axes)` at first: start with weight 1 for Flax's
+        and PyTorch's average, with weight 0 for a debiased one.
       train: use the batch's moments and update the state, or use the state and keep it. A bool, or a
         traced boolean scalar.
       scale, bias: arrays of the feature axes' sizes, ascending, wherever these axes stand; any other

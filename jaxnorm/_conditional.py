@@ -8,8 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import one_plus
+from jaxnorm._arithmetic import choose, indices, one_plus, plus, wide
 from jaxnorm._batch import batch_norm
+from jaxnorm._core.recompute import root
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, initial_stats, moments
 from jaxnorm._norms import instance_norm, layer_norm
@@ -137,31 +138,25 @@ def adaptive_instance_norm(
     style = check.numbers("adaptive_instance_norm", "style", style)
     features = check.axes("adaptive_instance_norm", feature_axis, x, "feature_axis")
     check.not_batch("adaptive_instance_norm", feature_axis, features, x)
-    kept = (0, *features)
     sizes = tuple(x.shape[a] for a in features)
     if style.ndim != x.ndim or tuple(style.shape[a] for a in features) != sizes:
         raise ValueError(
             f"adaptive_instance_norm: style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on "
             f"its feature axes {features}; give style as many axes and the same features."
         )
-    m = moments(
-        style,
-        [a for a in range(x.ndim) if a not in kept],
-        where=style_where,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        keepdims=True,
-    )
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    axes = [a for a in range(1, x.ndim) if a not in features]
+    m = moments(style, axes, where=style_where, keepdims=True, **mapped)
+    least = check.epsilon("adaptive_instance_norm", epsilon)
     return instance_norm(
         x,
         feature_axis=features,
-        scale=jnp.sqrt(m.var + check.epsilon("adaptive_instance_norm", epsilon).astype(m.var.dtype)),
+        scale=root(m.var + least.astype(m.var.dtype)),
         bias=m.mean,
-        epsilon=epsilon,
+        epsilon=least,
         where=where,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
+        **mapped,
     )
 
 
@@ -186,7 +181,8 @@ def conditional_batch_norm(
     `batch_norm(x, stats, scale=...)` with any array that broadcasts to x.
 
     Args:
-      labels: [batch], integers; one that is out of range makes its sample NaN.
+      labels: [batch], integers from 0 to classes - 1. Any other, -1 among them, makes its sample NaN; it
+        has no gradient in the tables and changes neither the state nor the other samples.
       scale, bias: tables, [classes, *sizes of the feature axes].
       options: those of `batch_norm`, whose dtypes, returned state and errors it has.
 
@@ -206,11 +202,20 @@ def conditional_batch_norm(
             f"conditional_batch_norm: labels are {labels.dtype} of shape {labels.shape}, but x has shape "
             f"{x.shape}; give one integer for every sample."
         )
-    tables: dict[str, Any] = {
-        name: _of_samples("conditional_batch_norm", name, jnp.take(table, labels, axis=0), x, features)
-        for name, table in (("scale", scale), ("bias", bias))
-        if table is not None
-    }
+    labels = indices(labels)
+    tables: dict[str, Any] = {"scale": scale, "bias": bias}
+    unknown = labels < 0
+    for name, table in tables.items():
+        if table is not None:
+            table = check.numbers("conditional_batch_norm", name, table)
+            unknown |= labels >= len(table)
+            place = jnp.where(unknown, len(table), labels)  # beyond the table: 0, and no gradient in it
+            rows = jnp.take(table, place, axis=0, mode="fill", fill_value=0)
+            tables[name] = _of_samples("conditional_batch_norm", name, rows, x, features)
+    if scale is not None or bias is not None:
+        # NaN in the bias, not in the scale: the bias is not a factor in the gradient of x
+        nan = choose(unknown, jnp.full(unknown.shape, jnp.nan, wide(x.dtype)), 0)
+        tables["bias"] = plus(nan.reshape(-1, *(1,) * (x.ndim - 1)), tables["bias"])
     return batch_norm(x, stats, train=train, feature_axis=features, **tables, **options)
 
 

@@ -8,14 +8,14 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import plus, times
+from jaxnorm._arithmetic import divide, plus, times
 from jaxnorm._batch import Batch, remembering, stored
+from jaxnorm._core.normalize import given
+from jaxnorm._core.recompute import kept, remat, root, seen
+from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine, moments
 from jaxnorm._norms import split
-from jaxnorm._remat import kept, remat, seen
-from jaxnorm._core.normalize import given
-from jaxnorm._core.statistics import usable
 
 
 @compiled
@@ -68,9 +68,10 @@ def evonorm_b0(
             if batch is None:
                 batch = combine(own, 0, axis_name=axis_name, axis_index_groups=axis_index_groups)
                 batch = Moments(*(kept(v)[None] for v in batch))
-            sigma, other = (jnp.sqrt(m.var.astype(x.dtype) + b.epsilon.astype(x.dtype)) for m in (batch, own))
+            sigma, other = (root(m.var.astype(x.dtype) + b.epsilon.astype(x.dtype)) for m in (batch, own))
             x = usable(x, weights)
-            y = x / jnp.maximum(sigma, plus(times(x, v), other))
+            # 0 / 0 is 0: epsilon may be 0
+            y = divide(x, jnp.maximum(sigma, plus(times(x, v), other)))
             y = plus(y if scale is None else times(y, scale), bias).astype(b.options["dtype"])
             return seen(y, batch.weight, bias, weights), batch
 

@@ -12,12 +12,12 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import choose
 from jaxnorm._average import counted
 from jaxnorm._batch import remember
+from jaxnorm._core.normalize import given, normalize
+from jaxnorm._core.recompute import remat
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
-from jaxnorm._core.normalize import normalize
-from jaxnorm._core.normalize import given
-from jaxnorm._standardize import standardize, unstandardize
 from jaxnorm._sharding import as_sums, state_as
+from jaxnorm._standardize import standardize, unstandardize
 
 
 @compiled
@@ -128,9 +128,18 @@ def input_norm(
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    kept = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in new))
-    y = given(x, kept, None, None, check.epsilon(function, epsilon), dtype=dtype, where=weights)
-    return y if clip is None else jnp.clip(y, -clip, clip), new
+    fixed = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in new))
+    least, out = check.epsilon(function, epsilon), dtype or x.dtype
+
+    @remat
+    def normalized(x: Array, m: Moments, limit: Any, weights: Any) -> Array:
+        y = given(x, m, None, None, least, dtype=out, where=weights)
+        if limit is None:
+            return y
+        limit = jnp.asarray(limit, y.dtype)
+        return jnp.clip(y, -limit, limit)
+
+    return normalized(x, fixed, clip, weights), new
 
 
 @compiled

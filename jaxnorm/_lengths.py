@@ -8,8 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._core.normalize import normalized
 from jaxnorm._arithmetic import times, wide
+from jaxnorm._core.normalize import normalized
+from jaxnorm._core.recompute import remat, widened
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
 from jaxnorm._weights import weight_norm
@@ -136,6 +137,14 @@ def weight_demodulate(
             f"weight_demodulate: style of shape {style.shape} does not fit kernel, shape {kernel.shape}; "
             f"give kernel as [..., inputs, outputs] and style as [samples, inputs]."
         )
-    factor = style.reshape(style.shape[:1] + (1,) * (kernel.ndim - 2) + style.shape[1:] + (1,))
-    v = times(kernel[None].astype(wide(kernel.dtype)), factor)
-    return weight_norm(v, feature_axis=(0, -1), epsilon=epsilon, dtype=dtype or kernel.dtype)
+    samples, inputs = style.shape
+    factor = style.reshape(samples, *(1,) * (kernel.ndim - 2), inputs, 1)
+    least = check.epsilon("weight_demodulate", epsilon)
+    out = dtype or kernel.dtype
+
+    @remat
+    def demodulated(kernel: Array, factor: Array) -> Array:
+        v = times(kernel[None], widened(factor))
+        return weight_norm(v, feature_axis=(0, -1), epsilon=least, dtype=out)
+
+    return demodulated(kernel, factor)

@@ -11,7 +11,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import abs2, choose, common, wide
-from jaxnorm._core.normalize import moments_of, remat
+from jaxnorm._core.normalize import moments_of
+from jaxnorm._core.recompute import bounded, keep_sums
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import divide, statistics, usable, variance
 from jaxnorm._core.types import Moments as Moments
@@ -78,13 +79,13 @@ def moments(
         x = x.astype(origin.dtype) - origin
     shift = None if shift is None else jax.lax.stop_gradient(jnp.broadcast_to(shift, kept.shape))
 
-    @remat
+    @keep_sums
     def taken(x: Array, where: Array | None, shift: Array | None) -> Moments:
         shift = None if shift is None else shift.astype(wide(x.dtype))
         return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
 
     with devices.explained("moments", names):
-        m = taken(x, weights, shift)
+        m = taken(bounded(x), weights, shift)
     if origin is not None:
         m = m._replace(mean=m.mean + origin)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))

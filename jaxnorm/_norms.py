@@ -31,8 +31,10 @@ def layer_norm(
 
     y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over `axis`.
 
-    Statistics and arithmetic are float32 or wider; y is rounded once. Reverse mode keeps x, in its own
-    dtype, and no other array of its size. Ba, Kiros, Hinton 2016, arXiv:1607.06450.
+    Statistics and arithmetic are float32 or wider; y is rounded once. Reverse mode stores only x, in its own
+    dtype, and no other array of its size. A gradient of x that float16 cannot hold, as of a constant sample
+    with a small epsilon, is the largest number of float16, not inf. Ba, Kiros, Hinton 2016,
+    arXiv:1607.06450.
 
     Args:
       x: numbers of any shape; integers count as float32.

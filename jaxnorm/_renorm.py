@@ -10,9 +10,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import choose, times
 from jaxnorm._batch import Batch, remembering
+from jaxnorm._core.normalize import normalize
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine
-from jaxnorm._core.normalize import normalize
 from jaxnorm._norms import split
 
 

@@ -1,21 +1,19 @@
 """Normalizers that are not Moments: a response is divided by a norm of its neighbours."""
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import abs2, plus, times, wide
+from jaxnorm._arithmetic import abs2, choose, divide, plus, times
+from jaxnorm._core.normalize import given
+from jaxnorm._core.recompute import kept, remat, root, seen
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
-from jaxnorm._remat import kept, remat, root, seen
-from jaxnorm._core.normalize import given
 from jaxnorm._sharding import sharded_as, whole
 
 
@@ -31,7 +29,8 @@ def unit_norm(
 
     y = x / max(||x||, epsilon), with ||x|| = sqrt(sum |x|^2) (`ord=2`) or sum |x| (`ord=1`) over `axis`.
 
-    The zero vector gives 0, with gradient x / epsilon's: finite. As PyTorch's `F.normalize`.
+    The zero vector gives 0, with the gradient of x / epsilon, as PyTorch's `F.normalize` (`epsilon=0`: of x).
+    float16 cannot hold 1 / epsilon: a gradient of x beyond its largest number is that number, not inf.
 
     Args:
       x: numbers of any shape; integers count as float32. Arithmetic is float32 or wider, y has x's dtype.
@@ -53,14 +52,14 @@ def unit_norm(
     check.choice("unit_norm", "ord", ord, (1, 2))
     least = check.epsilon("unit_norm", epsilon)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps x in its own dtype
-    def normalized(x: Array) -> Array:
-        v = x.astype(wide(x.dtype))
+    @remat
+    def normalized(v: Array) -> Array:
         size = jnp.abs(v) if ord == 1 else abs2(v)
         length = jnp.sum(size, axes, keepdims=True)
         if ord == 2:
             length = root(length)
-        return (v / jnp.maximum(length, least.astype(length.dtype)).astype(v.dtype)).astype(x.dtype)
+        # 0 / 0 is 0: epsilon may be 0
+        return divide(v, jnp.maximum(length, least.astype(length.dtype))).astype(x.dtype)
 
     return normalized(x)
 
@@ -100,16 +99,17 @@ def local_response_norm(
     (f,) = check.axes("local_response_norm", (feature_axis,), x, "feature_axis")
     check.at_least("local_response_norm", "size", size, 1)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps x in its own dtype
-    def normalized(x: Array) -> Array:
-        v = x.astype(wide(x.dtype))
+    @remat
+    def normalized(v: Array) -> Array:
         window = [size if a == f else 1 for a in range(x.ndim)]
         padding = [(size // 2, (size - 1) // 2) if a == f else (0, 0) for a in range(x.ndim)]
         squares = whole(abs2(v), f)
         zero = np.zeros((), squares.dtype)  # a constant: only so JAX knows the derivative of the sum
         energy = lax.reduce_window(squares, zero, lax.add, window, [1] * x.ndim, padding)
         energy = sharded_as(energy, jax.typeof(v))
-        return (v / ((k + alpha / size * energy) ** beta).astype(v.dtype)).astype(x.dtype)
+        base = k + alpha / size * energy
+        base = choose(base == 0, 1, base)  # only if k is 0, and all of the window, too
+        return (v / (base**beta).astype(v.dtype)).astype(x.dtype)
 
     return normalized(x)
 
@@ -168,14 +168,14 @@ def filter_response_norm(
     out = dtype or x.dtype
 
     @remat
-    def normalized(x: Array, scale: Any, bias: Any, learned: Any, weights: Any) -> Array:
+    def normalized(x: Array, scale: Any, bias: Any, least: Any, learned: Any, weights: Any) -> Array:
         m = kept(moments(x, axes, where=weights, about=0, keepdims=True, **mapped))
         m = m._replace(var=plus(m.var, None if learned is None else jnp.abs(learned)))
         y = given(x, m, scale, bias, constant, dtype=out, where=weights)
-        return seen(y, m.weight, bias, weights)
+        y = seen(y, m.weight, bias, weights)
+        return y if least is None else jnp.maximum(y, least.astype(y.dtype))
 
-    y = normalized(x, scale, bias, learned, weights)
-    return y if least is None else jnp.maximum(y, least.astype(y.dtype))
+    return normalized(x, scale, bias, least, learned, weights)
 
 
 @compiled
@@ -220,7 +220,7 @@ def global_response_norm(
     def competing(x: Array, scale: Any, bias: Any, weights: Any) -> Array:
         m = kept(moments(x, axes, where=weights, about=0, keepdims=True, **mapped))
         energy = root(m.var * m.weight)
-        share = energy / (jnp.mean(energy, f, keepdims=True) + least.astype(energy.dtype))
+        share = divide(energy, jnp.mean(energy, f, keepdims=True) + least.astype(energy.dtype))
         response = 1 + (share if scale is None else times(share, scale))
         identity = Moments(*(jnp.full((1,) * x.ndim, v, m.var.dtype) for v in (0.0, 1.0, 1.0)))
         return given(x, identity, response, bias, jnp.float32(0), dtype=out, where=weights)

@@ -9,7 +9,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import abs2, wide
+from jaxnorm._arithmetic import abs2, choose, divide, wide
+from jaxnorm._core.recompute import kept, remat, root
 from jaxnorm._sharding import replicated, state_as, whole
 from jaxnorm._trees import Select, mapped
 
@@ -87,7 +88,7 @@ def spectral_norm(
 
     Returns:
       w, a tree like params, and the new state, of the same type, shapes and dtypes as `stats`. A weight
-      of zeros is left as it is.
+      of zeros stays as it is, and so does its u.
 
     Raises:
       ValueError: n_steps below 1; a negative epsilon; a u of another size.
@@ -106,21 +107,29 @@ def spectral_norm(
 
     def to_length_1(row: Array) -> Array:
         square = jnp.sum(abs2(row))
-        return row * lax.rsqrt(square + least.astype(square.dtype)).astype(row.dtype)
+        return divide(row, root(square + least.astype(square.dtype)))  # 0 / 0 is 0: epsilon may be 0
 
     def divided(v: Array, s: SpectralStats) -> tuple[Array, SpectralStats]:
         _check_spectral(v, s)
-        matrix = v.astype(wide(v.dtype))  # its rows are all axes but the last
-        fixed, u = lax.stop_gradient((matrix, s.u.astype(matrix.dtype)))
-        u = whole(u, 1)[0]
-        everywhere = replicated(matrix)
-        for _ in range(n_steps):
-            left = to_length_1(einsum("c,...c->...", u, fixed.conj()))
-            u = to_length_1(einsum("...,...c->c", left, fixed, out_sharding=everywhere))
-        sigma = einsum("c,c->", einsum("...,...c->c", left, matrix, out_sharding=everywhere), u.conj()).real
-        w = matrix / jnp.where(sigma == 0, jnp.ones_like(sigma), sigma).astype(matrix.dtype)
-        new = SpectralStats(u[None].astype(s.u.dtype), lax.stop_gradient(sigma).astype(s.sigma.dtype))
-        return w.astype(dtype or v.dtype), state_as(new, s)
+
+        @remat
+        def by_sigma(matrix: Array, start: Array) -> tuple[Array, Array, Array]:
+            """w, u and sigma. The matrix's rows are all axes but the last."""
+            fixed, start = lax.stop_gradient((matrix, whole(start.astype(matrix.dtype), 1)[0]))
+            everywhere = replicated(matrix)
+            u = start
+            for _ in range(n_steps):
+                left = to_length_1(einsum("c,...c->...", u, fixed.conj()))
+                u = to_length_1(einsum("...,...c->c", left, fixed, out_sharding=everywhere))
+            u = choose(jnp.any(u != 0), u, start)  # a weight of zeros turns no vector to 0 for ever
+            left, u = kept((left, u))
+            along = einsum("...,...c->c", left, matrix, out_sharding=everywhere)
+            sigma = kept(einsum("c,c->", along, u.conj()).real)
+            return divide(matrix, sigma).astype(dtype or v.dtype), u[None], sigma
+
+        w, u, sigma = by_sigma(v, s.u)
+        new = SpectralStats(u.astype(s.u.dtype), sigma.astype(s.sigma.dtype))
+        return w, state_as(lax.stop_gradient(new), s)
 
     def each(v: Array, s: SpectralStats | None) -> tuple[Array, SpectralStats | None]:
         return (v, None) if s is None else divided(v, s)

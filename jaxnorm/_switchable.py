@@ -10,10 +10,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._batch import Batch, remembering, stored
+from jaxnorm._core.normalize import given
+from jaxnorm._core.recompute import kept, remat, seen
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, combine, moments
-from jaxnorm._remat import kept, remat, seen
-from jaxnorm._core.normalize import given
 
 
 @compiled

@@ -1,7 +1,6 @@
 """Norms of transformers: gated, partial, of queries and keys, and what stands in for a norm."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +9,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import choose, plus, times, wide
+from jaxnorm._arithmetic import choose, plus, times
+from jaxnorm._core.recompute import remat, widened
+from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
 from jaxnorm._norms import rms_norm
-from jaxnorm._core.statistics import usable
 
 
 @compiled
@@ -63,15 +63,14 @@ def gated_rms_norm(
         "dtype": dtype or x.dtype,
     }
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps x and gate in their own dtypes
+    @remat
     def gated(x: Array, gate: Array, scale: Any, where: Any) -> Array:
         x, gate = usable(x, where), usable(gate, where)
-        opened = jax.nn.silu(gate.astype(wide(gate.dtype)))
+        opened = jax.nn.silu(widened(gate))
         if norm_before_gate:
-            return rms_norm(
-                x, scale=opened if scale is None else times(opened, scale), where=where, **options
-            )
-        return rms_norm(times(x.astype(wide(x.dtype)), opened), scale=scale, where=where, **options)
+            factor = opened if scale is None else times(opened, scale)
+            return rms_norm(x, scale=factor, where=where, **options)
+        return rms_norm(times(x, opened), scale=scale, where=where, **options)
 
     return gated(
         x,
@@ -245,9 +244,11 @@ def _squashed(
     features = check.axes(function, feature_axis, x, "feature_axis")
     given = {"alpha": alpha, "shift": shift, "scale": scale, "bias": bias}
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps x in its own dtype
+    out = dtype or x.dtype
+
+    @remat
     def squashed(x: Array, alpha: Array, shift: Array, scale: Any, bias: Any) -> Array:
-        y = squash(plus(times(x.astype(wide(x.dtype)), alpha), shift))
-        return plus(y if scale is None else times(y, scale), bias).astype(dtype or x.dtype)
+        y = squash(plus(times(x, alpha), shift))
+        return plus(y if scale is None else times(y, scale), bias).astype(out)
 
     return squashed(x, *(check.affine(function, name, v, x, features) for name, v in given.items()))

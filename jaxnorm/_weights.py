@@ -9,10 +9,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._core.normalize import normalized
 from jaxnorm._arithmetic import times, wide
+from jaxnorm._core.normalize import given, normalized
+from jaxnorm._core.recompute import kept, remat, root
 from jaxnorm._moments import moments
-from jaxnorm._core.normalize import given
 from jaxnorm._trees import Select, mapped
 
 Axes = int | Iterable[int] | None
@@ -77,7 +77,8 @@ def weight_norm(
 def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = None) -> Any:
     """The lengths of weights: the scale with which `weight_norm` changes nothing.
 
-    ||v|| = sqrt(sum |v|^2), with the sum over all axes but the features, float32 or wider.
+    ||v|| = sqrt(sum |v|^2), with the sum over all axes but the features, float32 or wider. The gradient at a
+    vector of zeros is 0.
 
     The other arguments and errors are those of `weight_norm`.
 
@@ -96,7 +97,7 @@ def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = Non
 
     def length(v: Array, _: Any) -> Array:
         reduced, _, n = _axes("weight_lengths", feature_axis, v)
-        return jnp.sqrt(moments(v, reduced, about=0).var * n)
+        return root(moments(v, reduced, about=0).var * n)
 
     return mapped("weight_lengths", length, params, None, select, otherwise=lambda _: None)
 
@@ -138,10 +139,15 @@ def weight_standardize(
         if not by_fan_in:
             options = {"scale": g, "epsilon": least, "dtype": dtype}
             return normalized(function, v, reduced, features, **options)
-        m = moments(v, reduced, keepdims=True)
-        m = m._replace(var=jnp.maximum(m.var, (least / n).astype(m.var.dtype)))
         g = check.affine(function, "scale", _times(function, g, n**-0.5), v, features)
-        return given(v, m, g, None, jnp.asarray(0.0), dtype=dtype)
+
+        @remat
+        def scaled(wide: Array, g: Array) -> Array:
+            m = kept(moments(wide, reduced, keepdims=True))
+            m = m._replace(var=jnp.maximum(m.var, (least / n).astype(m.var.dtype)))
+            return given(wide, m, g, None, jnp.asarray(0.0), dtype=dtype or v.dtype)
+
+        return scaled(v, g)
 
     return mapped(function, standardized, params, scale, select)
 

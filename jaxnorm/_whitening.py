@@ -13,10 +13,11 @@ from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import choose, divide, plus, times, wide
 from jaxnorm._average import ema
 from jaxnorm._batch import either
+from jaxnorm._core.recompute import kept, remat, seen
+from jaxnorm._core.recompute import root as positive_root
+from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
 from jaxnorm._moments import moments
-from jaxnorm._remat import kept, remat, seen
-from jaxnorm._core.statistics import usable
 from jaxnorm._sharding import gathered, replicated, sharded_as, state_as, whole
 
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -200,19 +201,20 @@ def newton_root(cov: Array, eye: Array, iterations: int) -> Array:
     With r = cov p / trace beside it, rounding does not grow (Higham 1997).
     """
     trace = jnp.trace(cov, axis1=-2, axis2=-1)[..., None, None]
-    p, r = jnp.broadcast_to(eye, cov.shape), cov / trace
+    p, r = jnp.broadcast_to(eye, cov.shape), divide(cov, trace)  # a constant sample has no trace
     for _ in range(iterations):
         step = 1.5 * eye - 0.5 * _einsum("gij,gjk->gik", p, r)
         p, r = _einsum("gij,gjk->gik", step, p), _einsum("gij,gjk->gik", r, step)
-    return p / jnp.sqrt(trace)
+    return divide(p, positive_root(trace))
 
 
 @jax.custom_jvp
 def inverse_root(cov: Array, least: Array) -> Array:
-    """cov^(-1/2), symmetric, of matrices whose eigenvalues are at least `least`."""
+    """cov^(-1/2), symmetric, of matrices whose eigenvalues are at least `least`; that of 0 is 0."""
     values, vectors = jnp.linalg.eigh(cov)
     values = jnp.maximum(values, least.astype(values.dtype))  # rounding may have left less
-    return _einsum("gij,gj,gkj->gik", vectors, lax.rsqrt(values), vectors)
+    inverse = jnp.where(values > 0, lax.rsqrt(values), jnp.zeros_like(values))
+    return _einsum("gij,gj,gkj->gik", vectors, inverse, vectors)
 
 
 @inverse_root.defjvp
@@ -231,7 +233,7 @@ def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
 
     def solve(_: Any, v: Array) -> Array:
         values, q = jnp.linalg.eigh(lax.stop_gradient(r))
-        inside = _einsum("gji,gjk,gkl->gil", q, v, q) / (values[..., :, None] + values[..., None, :])
+        inside = divide(_einsum("gji,gjk,gkl->gil", q, v, q), values[..., :, None] + values[..., None, :])
         return _einsum("gij,gjk,glk->gil", q, inside, q)
 
     dr = lax.custom_linear_solve(both_sides, tangents[0], solve, symmetric=True)

@@ -1,9 +1,12 @@
-"""Every Python block of the README and of docs/ runs, in order; the README's are examples/quickstart.py's."""
+"""Every Python block of the README and of docs/ runs, in order, and what they say of options is true."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import jaxnorm
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,3 +47,74 @@ def test_the_corners_are_those_of_the_readme(monkeypatch):
         assert ours == right != flax
         # Flax's digits differ between machines where it has lost them all.
         assert re.search(rf"\| {re.escape(name)} \| [^|]+ \| {re.escape(f'{ours} | {right} |')}", readme)
+
+
+# ---------------------------------------------------------------- who takes which option
+
+SHARED = {"where", "axis_name", "dtype", "epsilon"}
+AFFINE = {"scale", "bias"}
+
+
+def parameters(name):
+    return set(inspect.signature(getattr(jaxnorm, name)).parameters)
+
+
+def of_tables(text):
+    """The functions in the first column of the tables, each with the rest of its row."""
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*) \|$", text, re.M)
+    return {name: rest for names, rest in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def options_in(text):
+    return set(re.findall(r"`(\w+)=`", text))
+
+
+def test_the_readme_says_which_norm_takes_which_option():
+    text = PAGES[0].read_text(encoding="utf-8")
+    functions = set(of_tables(text.split("## The functions")[1].split("\n## ")[0])) - {"moments"}
+    names, taken, exception = re.search(
+        r"^((?:`\w+`[^`]*?)+) take (`where=`.*?): (?:.*?\. )(`unit_norm` takes .*? none)\.$",
+        text,
+        re.M | re.S,
+    ).groups()
+    names = set(re.findall(r"`(\w+)`", names))
+    assert options_in(taken) == SHARED | AFFINE
+    assert exception == "`unit_norm` takes `epsilon=` of these, and `local_response_norm` none"
+    assert functions == names | {"unit_norm", "local_response_norm"}
+    for name in functions:
+        expected = {"unit_norm": {"epsilon"}, "local_response_norm": set()}.get(name, SHARED | AFFINE)
+        assert parameters(name) & (SHARED | AFFINE) == expected, name
+
+
+@pytest.mark.parametrize("options", [SHARED, AFFINE], ids=["shared", "affine"])
+def test_the_family_says_which_function_takes_which_option(options):
+    text = (ROOT / "docs" / "family.md").read_text(encoding="utf-8")
+    _, listed, tables = re.split(r"^## (?:The list|Options)$", text.split("\n## Layers")[0], flags=re.M)
+    exceptions = of_tables(tables.split("And every function")[options == AFFINE])
+    functions = set(of_tables(listed))
+    assert len(functions) > 30 and set(exceptions) < functions
+    for name in functions:
+        calls_a_norm = "options" in parameters(name)
+        if "its norm" in exceptions.get(name, "") or "that they call" in exceptions.get(name, ""):
+            assert calls_a_norm
+        elif name in exceptions:
+            assert parameters(name) & options == options_in(exceptions[name]), name
+        else:
+            assert options <= parameters(name), name
+
+
+def test_the_family_lists_every_norm():
+    text = (ROOT / "docs" / "family.md").read_text(encoding="utf-8")
+    norms = {name for name in vars(jaxnorm) if name.endswith("_norm")}
+    assert norms <= set(of_tables(text.split("## The list")[1].split("## Options")[0]))
+
+
+def test_the_changelog_names_what_there_is():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^## (\S+)", text, re.M)
+    assert version == jaxnorm.__version__
+    layers = {"BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "SpectralNorm", "WeightNorm"}
+    for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
+        options = set().union(*(parameters(f) for f in ("batch_norm", "layer_norm")), {"update_stats"})
+        assert hasattr(jaxnorm, name) or name in options | {"shard_map", "norm_labels"}, name
+    assert layers <= set(re.findall(r"`(\w+)`", text))

@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from variants import draw, named, norms, over
+from variants_family import FAMILY
+
+import jaxnorm
 
 VECTORS = 5  # of statistics, at most
 LAYERS = 3
@@ -26,10 +29,15 @@ def kept(function, *args):
     return jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(function, *a)[1], *args))
 
 
-def assert_minimal(variant, inputs, leaves, layers=1):
+def assert_x_alone(inputs, leaves, layers=1):
+    """Of what is as large as x, x itself."""
     size = inputs.x.size * layers
-    large = [v for v in leaves if v.size >= size // 2]
-    assert [(v.size, v.dtype) for v in large] == [(size, inputs.x.dtype)]
+    assert [(v.size, v.dtype) for v in leaves if v.size >= size // 2] == [(size, inputs.x.dtype)]
+
+
+def assert_minimal(variant, inputs, leaves, layers=1):
+    assert_x_alone(inputs, leaves, layers)
+    size = inputs.x.size * layers
     small = [v for v in leaves if 1 < v.size < size // 2]
     held_by_the_caller = jax.tree.leaves((inputs.scale, inputs.where, inputs.stats))
     statistics = size // inputs.x.shape[variant.sample]
@@ -77,3 +85,109 @@ def test_a_scan_keeps_one_x_a_layer(variant, dtype):
         return jax.lax.scan(lambda x, _: (function(x, scale, bias), None), x, None, LAYERS)[0]
 
     assert_minimal(variant, inputs, kept(layers, *inputs[:3]), LAYERS)
+
+
+# ---------------------------------------------------------------- the family
+
+
+@over_types
+@over(FAMILY)
+def test_the_family_keeps_x_alone(variant, dtype):
+    inputs = enlarged(variant, dtype)
+    assert_x_alone(inputs, kept(jax.jit(of_y(variant, inputs)), *inputs[:3]))
+
+
+@pytest.mark.parametrize("where", ["mask", "weights"])
+@over([v for v in FAMILY if "where" in v.takes])
+def test_the_family_keeps_x_alone_of_a_weighted_sample(variant, where):
+    inputs = enlarged(variant, "bfloat16", where)
+    assert_x_alone(inputs, kept(of_y(variant, inputs), *inputs[:3]))
+
+
+@over([v for v in FAMILY if "state" in v.takes])
+def test_the_family_keeps_x_alone_in_evaluation(variant):
+    inputs = enlarged(variant, "bfloat16")
+    leaves = kept(lambda x, *affine: variant.function(x, *affine, *inputs[3:], train=False)[0], *inputs[:3])
+    large = [(v.size, v.dtype) for v in leaves if v.size >= inputs.x.size // 2]
+    assert large in ([], [(inputs.x.size, inputs.x.dtype)])
+
+
+@over([v for v in FAMILY if v.name in ("filter response", "input", "gated", "conditional batch", "whitened")])
+def test_a_scan_of_the_family_keeps_one_x_a_layer(variant):
+    inputs = enlarged(variant, "bfloat16")
+    function = of_y(variant, inputs)
+
+    def layers(x, scale, bias):
+        return jax.lax.scan(lambda x, _: (function(x, scale, bias), None), x, None, LAYERS)[0]
+
+    assert_x_alone(inputs, kept(layers, *inputs[:3]), LAYERS)
+
+
+SHAPE = (3, 64, 4)
+STATS = jaxnorm.initial_stats(4)
+
+# Functions of two arrays of x's size: each is kept once, in its own dtype.
+OF_TWO = {
+    "gated": lambda x, v: jaxnorm.gated_rms_norm(x, v),
+    "gated before": lambda x, v: jaxnorm.gated_rms_norm(x, v, norm_before_gate=False),
+    "film": lambda x, v: jaxnorm.film(x, v, v),
+    "layer": lambda x, v: jaxnorm.layer_norm(x, scale=v, bias=v),
+    "batch": lambda x, v: jaxnorm.batch_norm(x, STATS, train=True, scale=v, bias=v)[0],
+    "instance of a style": lambda x, v: jaxnorm.adaptive_instance_norm(x, v),
+    "queries and keys": lambda x, v: jaxnorm.qk_norm(x, v),
+    "a threshold everywhere": lambda x, v: jaxnorm.filter_response_norm(x, threshold=v),
+    "a slope everywhere": lambda x, v: jaxnorm.evonorm_s0(x, v, num_groups=2),
+    "tanh": lambda x, v: jaxnorm.dynamic_tanh(x, v),
+    "erf": lambda x, v: jaxnorm.dynamic_erf(x, v, 0.25),
+}
+
+
+@over_types
+@pytest.mark.parametrize("name", OF_TWO)
+def test_two_arrays_of_the_size_of_x_are_kept_once_each(name, dtype):
+    arrays = [jnp.ones(SHAPE, dtype)] * 2
+    leaves = kept(OF_TWO[name], *arrays)
+    assert [(v.size, v.dtype) for v in leaves if v.size >= arrays[0].size // 2] == [
+        (v.size, v.dtype) for v in arrays
+    ]
+
+
+# What adds 1 to a scale does so in float32 or wider: such a scale is kept, not the narrow one it is made of.
+ONE_PLUS = {
+    "spade": lambda x, v: jaxnorm.spade(x, STATS, v, v, train=True)[0],
+    "adaptive layer": lambda x, v: jaxnorm.adaptive_layer_norm(x, v, v),
+    "rms": lambda x, v: jaxnorm.rms_norm(x, scale=v, zero_centered_scale=True),
+}
+
+
+@over_types
+@pytest.mark.parametrize("name", ONE_PLUS)
+def test_one_plus_a_map_is_kept_beside_x(name, dtype):
+    arrays = [jnp.ones(SHAPE, dtype)] * 2
+    leaves = kept(ONE_PLUS[name], *arrays)
+    assert [(v.size, v.dtype) for v in leaves if v.size >= arrays[0].size // 2] == [
+        (arrays[0].size, jnp.dtype(dtype)),
+        (arrays[0].size, jnp.dtype("float32")),
+    ]
+
+
+WEIGHTS = {
+    "weight_norm": jaxnorm.weight_norm,
+    "weight_lengths": jaxnorm.weight_lengths,
+    "weight_standardize": jaxnorm.weight_standardize,
+    "weight_standardize by_fan_in": lambda v: jaxnorm.weight_standardize(v, by_fan_in=True),
+    "weight_demodulate": lambda v: jaxnorm.weight_demodulate(v, jnp.ones((2, v.shape[-2]), v.dtype)),
+    "spectral_norm": lambda v: jaxnorm.spectral_norm(
+        v, jaxnorm.SpectralStats(jnp.ones((1, v.shape[-1])), jnp.float32(1))
+    )[0],
+    "standardize": lambda v: jaxnorm.standardize(v, STATS),
+    "unstandardize": lambda v: jaxnorm.unstandardize(v, STATS),
+}
+
+
+@over_types
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_kept_alone_in_their_own_dtype(name, dtype):
+    v = jnp.ones(SHAPE, dtype)
+    large = [(u.size, u.dtype) for u in kept(WEIGHTS[name], v) if u.size >= v.size // 2]
+    assert large in ([], [(v.size, v.dtype)])

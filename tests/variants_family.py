@@ -51,7 +51,7 @@ def blends(x, scale, bias, where, stats, **more):
 
 
 def gates(x, scale, bias, where, stats, **more):
-    gate = beside(x, GATE)
+    gate = beside(x, np.resize(GATE, x.shape[1:]))  # repeated beside more features
     return jaxnorm.gated_rms_norm(x, gate, scale=scale, where=where, **EPS | more), None
 
 

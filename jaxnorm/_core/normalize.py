@@ -25,20 +25,14 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import choose, one_plus, plus, times, wide
+from jaxnorm._core.recompute import bounded, keep_sums
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.statistics import SUMS, Statistics, statistics, usable
+from jaxnorm._core.statistics import Statistics, statistics, usable
 from jaxnorm._core.types import Moments
 from jaxnorm._xla.reads import Read, Reads, materialize
 
 # (moments, epsilon, *others) -> (r, d), of y = (xhat * r + d) * scale + bias
 Corrections = Callable[..., tuple[Array, Array]]
-
-
-def remat(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, of which reverse mode keeps its arguments and the small sums, and recomputes the rest."""
-    policy = jax.checkpoint_policies.save_only_these_names(SUMS)
-    # prevent_cse=False: no barrier, which would cut the fusion of the backward pass with its neighbours
-    return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
 class Spec(NamedTuple):
@@ -49,18 +43,28 @@ class Spec(NamedTuple):
     corrections: Corrections | None = None
 
 
-@partial(jax.jit, static_argnums=0)  # traced once for each spec and shape: a deep network traces each norm once
+@partial(
+    jax.jit, static_argnums=0
+)  # traced once for each spec and shape: a deep network traces each norm once
 def by_own_moments(spec: Spec, *args: Any) -> tuple[Array, Moments]:
     """y, and the moments of x: [*stats], as many axes as x.
 
     The arguments, each None or of as many axes as x, are x, scale, bias, where, epsilon (a scalar), shift (near the
     mean, known before x is), guess (perhaps near the mean) and others (arguments of the corrections).
     """
-    return remat(partial(_by_own_moments, spec))(*args)
+    return keep_sums(partial(_by_own_moments, spec))(*args)
 
 
 def _by_own_moments(
-    spec: Spec, x: Array, scale: Any, bias: Any, where: Any, epsilon: Array, shift: Any, guess: Any, others: Any
+    spec: Spec,
+    x: Array,
+    scale: Any,
+    bias: Any,
+    where: Any,
+    epsilon: Array,
+    shift: Any,
+    guess: Any,
+    others: Any,
 ) -> tuple[Array, Moments]:
     r, shape = spec.reduction, x.shape
     reads = Reads(x, usable(x, where))
@@ -97,7 +101,7 @@ def _by_own_moments(
 def by_given_moments(dtype: Any, *args: Any) -> Array:
     """y by given moments. The arguments are x, mean, var, scale, bias, epsilon and where, which hides masked NaNs
     from the derivatives and nothing else."""
-    return remat(partial(_by_given_moments, dtype))(*args)
+    return keep_sums(partial(_by_given_moments, dtype))(*args)
 
 
 def _by_given_moments(
@@ -230,7 +234,7 @@ def normalize(
     )
     spec = Spec(Reduction(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)
     with devices.explained(function, names):
-        return by_own_moments(spec, x, *args)
+        return by_own_moments(spec, bounded(x), *args)
 
 
 def normalized(*args: Any, **options: Any) -> Array:
@@ -249,7 +253,7 @@ def given(
     where: Array | None = None,
 ) -> Array:
     """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
-    return by_given_moments(jnp.dtype(dtype or x.dtype), x, *known(m), scale, bias, epsilon, where)
+    return by_given_moments(jnp.dtype(dtype or x.dtype), bounded(x), *known(m), scale, bias, epsilon, where)
 
 
 def known(m: Moments) -> tuple[Array, Array]:

@@ -6,7 +6,6 @@ slice is near enough, even if it holds an outlier: with one of any size among k 
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax

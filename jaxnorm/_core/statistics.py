@@ -6,18 +6,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, choose, times, wide
+from jaxnorm._arithmetic import abs2, choose, times
+from jaxnorm._core.recompute import kept
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.shift import rounded, slice_mean
 from jaxnorm._sharding import as_sums
 from jaxnorm._xla.guess import sums_about_a_guess
 from jaxnorm._xla.reads import Read, Reads, materialize, materialize_cotangents
-
-# The small sums are kept for the backward pass under this name, and everything else is recomputed from x.
-SUMS = "jaxnorm_sums"
 
 
 class Statistics(NamedTuple):
@@ -63,7 +60,9 @@ def statistics(
     sums = [r.pool(v, shape) for v in materialize_cotangents(*sums)]
     *first, second = named(r, *r.across_devices(*sums))
     offset = divide(first[0], weight) if r.centered else None
-    return Statistics(shift, offset, variance(divide(second, weight) / _unit(r, shape) ** 2, offset), weight, count)
+    return Statistics(
+        shift, offset, variance(divide(second, weight) / _unit(r, shape) ** 2, offset), weight, count
+    )
 
 
 def _sums(
@@ -164,15 +163,8 @@ def positive(where: Array) -> Array:
 
 
 def named(r: Reduction, *vs: Array) -> list[Array]:
-    """Small arrays, [*stats], that are kept for the backward pass."""
-
-    def one(v: Array) -> Array:
-        if jnp.iscomplexobj(v):  # JAX cannot keep a complex value by name
-            return lax.complex(one(v.real), one(v.imag))
-        # without the axes of size 1, which a TPU would pad to 128
-        return jnp.expand_dims(checkpoint_name(jnp.squeeze(v, r.axes), SUMS), r.axes)
-
-    return [one(v) for v in vs]
+    """Small arrays, [*stats], that are kept for the backward pass: without axes of size 1, which a TPU pads."""
+    return [jnp.expand_dims(kept(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
 
 
 def variance(second: Array, offset: Array | None) -> Array:

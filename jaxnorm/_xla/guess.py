@@ -35,6 +35,8 @@ def sums_about_a_guess(
 
     def about_guess(x: Array, guess: Array) -> list[Array]:
         found = sums(x, guess)
-        return lax.cond(good(guess, found), lambda x, found: [guess, *found], lambda x, _: about_near(x, guess), x, found)
+        return lax.cond(
+            good(guess, found), lambda x, found: [guess, *found], lambda x, _: about_near(x, guess), x, found
+        )
 
     return platform_dependent(x, guess, tpu=about_guess, default=about_near)

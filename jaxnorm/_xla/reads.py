@@ -138,7 +138,9 @@ def materialize_cotangents(*vs: Array) -> list[Array]:
 
 _fan = Primitive("jaxnorm_reads")  # m arrays -> n copies of their sum. The transpose is the same, n -> m.
 _fan.multiple_results = True
-_written = Primitive("jaxnorm_materialize")  # the identity. The transpose swaps the direction that is written.
+_written = Primitive(
+    "jaxnorm_materialize"
+)  # the identity. The transpose swaps the direction that is written.
 
 
 def _fan_everywhere(*vs: Array, n: int, dtype: Any, first: int) -> list[Array]:

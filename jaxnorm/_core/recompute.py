@@ -1,0 +1,95 @@
+"""What reverse mode keeps of a norm, and what it recomputes; and derivatives at corners."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+
+from jaxnorm._arithmetic import choose, wide
+
+Values = TypeVar("Values")
+
+# Small sums and statistics are kept for the backward pass under this name.
+SUMS = "jaxnorm_sums"
+
+
+def keep_sums(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, of which reverse mode keeps its arguments and what is `kept`, and recomputes the rest."""
+    policy = jax.checkpoint_policies.save_only_these_names(SUMS)
+    # prevent_cse=False: no barrier, which would cut the fusion of the backward pass with its neighbours
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def remat(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(x, ...)` in float32 or wider; reverse mode keeps x, in its own dtype, and what is `kept`.
+
+    All parts of x's cotangent are then summed before they are rounded, once.
+    """
+
+    def of_narrow(x: Array, *args: Any) -> Any:
+        return function(widened(x), *args)
+
+    return keep_sums(of_narrow)
+
+
+def kept(values: Values) -> Values:
+    """Small values, a tree of arrays, that reverse mode keeps and does not recompute."""
+
+    def one(v: Array) -> Array:
+        if jnp.iscomplexobj(v):  # JAX cannot keep a complex value by name
+            return lax.complex(one(v.real), one(v.imag))
+        return checkpoint_name(v, SUMS)
+
+    return jax.tree.map(one, values)
+
+
+def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:
+    """y; where a mask has left nothing to normalize by, the bias."""
+    if where is None:
+        return y
+    return choose(weight > 0, y, 0 if bias is None else bias.astype(y.dtype))
+
+
+def widened(x: Array) -> Array:
+    """x in float32 or wider; its cotangent is bounded before it is rounded to x's dtype."""
+    return bounded(x.astype(wide(x.dtype)), x.dtype)
+
+
+def bounded(x: Array, dtype: DTypeLike | None = None) -> Array:
+    """x, whose cotangent is clamped to the finite numbers of `dtype`, by default x's.
+
+    The derivative of x / length at a zero vector is 1 / epsilon, which float16 and float8 cannot hold. Types
+    with the exponents of float32 are left alone.
+    """
+    dtype = jnp.dtype(dtype or x.dtype)
+    if jnp.finfo(dtype).maxexp >= jnp.finfo(jnp.float32).maxexp:
+        return x
+    return _bounded(float(jnp.finfo(dtype).max), x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _bounded(largest: float, x: Array) -> Array:
+    return x
+
+
+@_bounded.defjvp
+def _bounded_jvp(largest: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The tangent solves I t = dx, because a linear solve may be given its own transpose: the clamp."""
+
+    def clamp(_: Any, dy: Array) -> Array:
+        limit = jnp.asarray(largest, dy.dtype)
+        return lax.clamp(-limit, dy, limit)
+
+    tangent = lax.custom_linear_solve(lambda v: v, tangents[0], lambda _, v: v, transpose_solve=clamp)
+    return primals[0], tangent
+
+
+def root(v: Array) -> Array:
+    """sqrt(v), whose derivative at 0 is 0."""
+    positive = v > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, jnp.ones_like(v))), jnp.zeros_like(v))
