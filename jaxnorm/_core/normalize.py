@@ -6,10 +6,10 @@ derivative as cheap as a rule written by hand.
 1. With d = x - shift, where shift is a constant near the mean,
        mean = shift + E[d],  var = E[|d|^2] - |E[d]|^2,
        y = d * factor + term,  factor = scale / sqrt(var + epsilon),  term = bias - E[d] * factor.
-   y does not depend on shift, so that stop_gradient(shift) is exact. x occurs in three places, two sums and y, and
-   whatever is small is combined before it is broadcast against x. The transpose is therefore two sums in one
-   read of x and dy, and one read of both that writes dx.
-2. `jax.checkpoint` keeps the small sums, by name, and x in its own dtype. The backward pass recomputes the rest.
+   y does not depend on shift, so that stop_gradient(shift) is exact. x occurs in three places, two sums and
+   y, and whatever is small is combined before it is broadcast against x. The transpose is therefore two sums
+   in one read of x and dy, and one read of both that writes dx.
+2. `jax.checkpoint` keeps the small sums, by name, and x in its own dtype. The rest is recomputed.
 3. `Reads` tells XLA:CPU which reads of x are separate loops.
 """
 
@@ -41,78 +41,93 @@ class Spec(NamedTuple):
     reduction: Reduction
     dtype: Any  # of y
     corrections: Corrections | None = None
+    zero_centered_scale: bool = False  # scale is what is added to 1
 
 
-@partial(
-    jax.jit, static_argnums=0
-)  # traced once for each spec and shape: a deep network traces each norm once
+@partial(jax.jit, static_argnums=0)  # so that a deep network traces equal norms once
 def by_own_moments(spec: Spec, *args: Any) -> tuple[Array, Moments]:
-    """y, and the moments of x: [*stats], as many axes as x.
-
-    The arguments, each None or of as many axes as x, are x, scale, bias, where, epsilon (a scalar), shift (near the
-    mean, known before x is), guess (perhaps near the mean) and others (arguments of the corrections).
-    """
+    """y and the moments of x. The arguments are those of `_by_own_moments`."""
     return keep_sums(partial(_by_own_moments, spec))(*args)
 
 
 def _by_own_moments(
     spec: Spec,
     x: Array,
-    scale: Any,
-    bias: Any,
-    where: Any,
+    scale: Array | None,
+    bias: Array | None,
+    where: Array | None,
     epsilon: Array,
-    shift: Any,
-    guess: Any,
+    shift: Array | None,
+    guess: Array | None,
     others: Any,
 ) -> tuple[Array, Moments]:
-    r, shape = spec.reduction, x.shape
-    reads = Reads(x, usable(x, where))
+    """y and the moments of x, [*stats]: as many axes as x, reduced ones of size 1.
+
+    Args:
+      spec: what is static.
+      x: floating or complex.
+      scale, bias: arrays that broadcast to x, of as many axes; None is 1, and 0.
+      where: a mask or weights >= 0, likewise; None is 1.
+      epsilon: a scalar.
+      shift: [*channels], a value near the mean that is known before x is; None: one is taken from x.
+      guess: the same, but it may be far from the mean.
+      others: further arguments of the corrections.
+    """
+    r, reads = spec.reduction, Reads(x, usable(x, where))
     s = statistics(r, reads, where, shift, guess)
     m = moments_of(s)
-    correct = spec.corrections
-    if correct is None:
-        ratio = distance = None
-    else:
-        ratio, distance = lax.stop_gradient(correct(m, epsilon, *others))
+    if spec.zero_centered_scale:
+        scale = one_plus(scale)
     # One element is its own mean: y is the bias there, and its gradient 0, without rounding noise times rstd.
     alone = s.count == 1 if r.centered else False
     if where is None:
+        factor = jnp.zeros_like(s.var) if alone or s.weight == 0 else _rstd(s.var, epsilon)
         at = mask = None
-        factor = _rstd(s.var, epsilon) if not alone and s.weight != 0 else jnp.zeros_like(s.var)
     else:
         seen = m.weight > 0
         factor = _rstd(s.var, epsilon, seen)
-        # a masked NaN stays in y, but not in that of an empty sample
+        # A masked NaN stays in y, but not in that of an empty sample, which is the bias.
         at = choose(r.expand(seen, x), x, reads.clean)
-        mask = (where, r.expand(alone, x)) if r.centered else None
-    center, term, shift = None, None, s.shift
-    if r.centered:
-        # In a constant sample, shift + offset is x to the last bit, so that y is the bias to the last bit.
+        mask = (where, r.expand(jnp.asarray(alone), x)) if r.centered else None
+    near, center, term = s.shift, None, None
+    if s.shift is not None and s.offset is not None:
+        # In a constant sample, shift + offset is x to the last bit, and y then is the bias to the last bit.
         rest = lax.stop_gradient(choose(s.var == 0, s.offset, 0))
-        shift, center = s.shift + rest, times(rest - s.offset, factor)
-    if ratio is not None:
-        factor, center, term = times(factor, ratio), times(center, ratio), distance
-    affine = [r.expand(v, x) for v in (shift, factor, center, term)]
-    return _output(reads, Affine(*affine, scale, bias), spec.dtype, at, mask), m
+        near, center = s.shift + rest, times(rest - s.offset, factor)
+    if spec.corrections is not None:
+        ratio, term = lax.stop_gradient(spec.corrections(m, epsilon, *others))
+        factor, center = times(factor, ratio), times(center, ratio)
+    near, factor, center, term = (r.expand(v, x) for v in (near, factor, center, term))
+    return _output(reads, Affine(near, factor, center, term, scale, bias), spec.dtype, at, mask), m
 
 
 @partial(jax.jit, static_argnums=0)
 def by_given_moments(dtype: Any, *args: Any) -> Array:
-    """y by given moments. The arguments are x, mean, var, scale, bias, epsilon and where, which hides masked NaNs
-    from the derivatives and nothing else."""
+    """y by given moments. The arguments are those of `_by_given_moments`."""
     return keep_sums(partial(_by_given_moments, dtype))(*args)
 
 
 def _by_given_moments(
-    dtype: Any, x: Array, mean: Array, var: Array, scale: Any, bias: Any, epsilon: Array, where: Any
+    dtype: Any,
+    x: Array,
+    mean: Array,
+    var: Array,
+    scale: Array | None,
+    bias: Array | None,
+    epsilon: Array,
+    where: Array | None,
 ) -> Array:
+    """y, of that dtype, by a mean and a variance that broadcast to x and that it is differentiable in.
+
+    `where` hides masked values that are not finite from the derivatives, and nothing else.
+    """
     mean, var = mean.astype(wide(x.dtype)), var.astype(jnp.finfo(wide(x.dtype)).dtype)
     factor = _rstd(var, epsilon)
-    # The mean that meets x is a constant: y is as differentiable in the mean by the small `center`.
-    shift = lax.stop_gradient(mean)
-    affine = Affine(shift, factor, times(shift - mean, factor), None, scale, bias)
-    return _output(Reads(x, usable(x, where)), affine, dtype, x, None)
+    # The mean that is broadcast against x is a constant. The derivative by the mean goes through the small
+    # `center`, which is 0.
+    near = lax.stop_gradient(mean)
+    a = Affine(near, factor, times(near - mean, factor), None, scale, bias)
+    return _output(Reads(x, usable(x, where)), a, dtype, x, None)
 
 
 class Affine(NamedTuple):
@@ -125,6 +140,14 @@ class Affine(NamedTuple):
     scale: Array | None
     bias: Array | None
 
+    def combined(self, dtype: DTypeLike) -> "Affine":
+        """The same, in that dtype, with scale and bias in the other arrays."""
+        scale, bias = (None if v is None else _converted(v, dtype) for v in (self.scale, self.bias))
+        factor, center, term = self.factor, self.center, self.term
+        if scale is not None:
+            factor, center, term = times(factor, scale), times(center, scale), times(term, scale)
+        return Affine(self.shift, factor, center, plus(term, bias), None, None)
+
 
 def _output(
     reads: Reads, a: Affine, dtype: DTypeLike, at: Array | None, mask: tuple[Array, Array] | None
@@ -136,13 +159,13 @@ def _output(
       a: arrays that broadcast to x. Those that are smaller than x together are combined beforehand.
       dtype: of y.
       at: x where y is evaluated; None: where the derivatives are.
-      mask: (where, alone): weights, and where a sample has one element of weight above 0 alone. There the
-        element's own y is without (x - shift) * factor + center, which is 0.
+      mask: (where, alone): weights, and where only one element of a sample has a weight above 0. That
+        element's (x - shift) * factor + center is 0, and so is its derivative.
     """
     shape, small = reads.x.shape, a.factor.shape
     if small != shape:
         if all(v is None or jnp.broadcast_shapes(v.shape, small) != shape for v in (a.scale, a.bias)):
-            a = _combined(a, reads.dtype)
+            a = a.combined(reads.dtype)
         if mask is None:
             a = a._replace(center=None, term=plus(a.center, a.term))
         shift, factor, center, term = materialize(a.shift, a.factor, a.center, a.term)
@@ -157,14 +180,6 @@ def _output(
         return plus(y if scale is None else times(y, scale), bias)
 
     return reads(Read.OUTPUT, standardized, *a, *(mask or (None, None)), at=at, dtype=dtype)
-
-
-def _combined(a: Affine, dtype: DTypeLike) -> Affine:
-    """The same with scale and bias in the other arrays."""
-    scale, bias = (None if v is None else _converted(v, dtype) for v in (a.scale, a.bias))
-    scaled = (v if scale is None else times(v, scale) for v in (a.factor, a.center, a.term))
-    factor, center, term = scaled
-    return Affine(a.shift, factor, center, plus(term, bias), None, None)
 
 
 def _rstd(var: Array, epsilon: Array, seen: Any = True) -> Array:
@@ -223,16 +238,16 @@ def normalize(
         y = (xhat * r + d) * scale + bias.
     """
     names = devices.bound(function, axis_name, axis_index_groups)
-    factor = check.affine(function, "scale", scale, x, features)
     args = (
-        one_plus(factor) if zero_centered_scale else factor,
+        check.affine(function, "scale", scale, x, features),
         check.affine(function, "bias", bias, x, features),
         check.weights(function, where, x),
         check.epsilon(function, epsilon),
         *(None if v is None else lax.stop_gradient(v) for v in (pivot, guess)),
         lax.stop_gradient(others),
     )
-    spec = Spec(Reduction(axes, names, centered, groups), jnp.dtype(dtype or x.dtype), corrections)
+    r = Reduction(axes, names, centered, groups)
+    spec = Spec(r, jnp.dtype(dtype or x.dtype), corrections, zero_centered_scale)
     with devices.explained(function, names):
         return by_own_moments(spec, bounded(x), *args)
 

@@ -1,4 +1,4 @@
-"""Statistics: the weighted sums of x - shift and of its square, in one read of x, and the moments they make."""
+"""Statistics: weighted sums of x - shift and of its square, in one read of x, and the moments they make."""
 
 import math
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def statistics(
     if boolean:
         # Plain sums of x - shift with shift in place of what is masked: XLA:CPU adds up products one by one,
         # and rounds each time. The derivatives are those of the weighted sums.
-        filled = choose(where, reads.x, 0 if s is None else s.astype(reads.x.dtype))
+        filled = choose(jnp.asarray(where), reads.x, 0 if s is None else s.astype(reads.x.dtype))
         values = _sums(r, Reads(lax.stop_gradient(filled), lax.stop_gradient(filled)), s, None)
     sums = _sums(r, reads, s, where, values)
     sums = [r.pool(v, shape) for v in materialize_cotangents(*sums)]
@@ -163,7 +163,7 @@ def positive(where: Array) -> Array:
 
 
 def named(r: Reduction, *vs: Array) -> list[Array]:
-    """Small arrays, [*stats], that are kept for the backward pass: without axes of size 1, which a TPU pads."""
+    """Small arrays, [*stats], kept for the backward pass without axes of size 1, which a TPU pads."""
     return [jnp.expand_dims(kept(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
 
 

@@ -1,9 +1,10 @@
 """Reads: one read of x after another, told apart for XLA:CPU. On a GPU and a TPU nothing is needed.
 
-XLA:CPU fuses one sum, or one elementwise loop, at a time, and writes out whatever two of them share: a float32
-copy of bfloat16 x, or x - mean. An `optimization_barrier` in front of each read keeps it one loop, as XLA
-merges equal values first, then drops the barriers, and fuses last. Equal barriers are merged, too. What tells
-two reads of one array apart is therefore how many barriers are in front of them: the number of the read.
+XLA:CPU fuses one sum, or one elementwise loop, at a time, and writes out whatever two of them share: a
+float32 copy of bfloat16 x, or x - mean.An `optimization_barrier` in front of each read keeps it
+one loop, as XLA merges equal values first, then drops the barriers, and fuses last. Equal barriers are
+merged, too. What tells two reads of one array apart is therefore how many barriers are in front of them: the
+number of the read.
 
 Both primitives here are linear and are the identity but for rounding, so that JAX differentiates, batches
 and partitions programs that use them as it does those without.
@@ -70,7 +71,7 @@ class Reads:
         def arguments(number: int, x: Array, small: Any) -> list[Any]:
             return [_apart(x, number, self.dtype), *(_apart(v, number, _like(v, self.dtype)) for v in small)]
 
-        # Before the reads: XLA:CPU makes of a product with a converted mask a select, and writes out what it selects.
+        # Before the reads: XLA:CPU makes of a product with a converted mask a select, and writes that out.
         small = tuple(v.astype(self.x.dtype) if v is not None and v.dtype == bool else v for v in small)
 
         @jax.custom_jvp
@@ -199,7 +200,7 @@ def _fan_batch(args: Any, dims: Any, **how: Any) -> Any:
 
 
 def register_lowerings(*, on_cpu: bool = True) -> None:
-    """Say how the primitives are lowered, for CPU as above; `on_cpu=False`: there, too, as everywhere else."""
+    """Say how the primitives are lowered: on a CPU as above, or, with `on_cpu=False`, as everywhere else."""
     for primitive, everywhere, cpu, many in (
         (_fan, _fan_everywhere, _fan_on_cpu, True),
         (_written, _written_everywhere, _written_on_cpu, False),
