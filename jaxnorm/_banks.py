@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._average import ema
-from jaxnorm._batch import batch_norm
+from jaxnorm._batch import batch_norm, sound
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, moments
 from jaxnorm._remat import kept, remat
@@ -124,7 +124,7 @@ def blended_batch_norm(
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    old = Moments(*(jnp.reshape(v, shape) for v in stats))
+    old = Moments(*(jnp.reshape(v, shape) for v in sound(Moments(*map(jnp.asarray, stats)))))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
     out, least = dtype or x.dtype, check.epsilon("blended_batch_norm", epsilon)
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import divide
+from jaxnorm._arithmetic import choose, divide
 from jaxnorm._average import counted, ema
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
@@ -148,7 +148,7 @@ def remembering(
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     b = Batch(
         x,
-        Moments(*(v.reshape(shape) for v in old)),
+        Moments(*(v.reshape(shape) for v in sound(old))),
         axes,
         features,
         options,
@@ -207,10 +207,28 @@ def stored(b: Batch) -> Moments:
     return Moments(*known(b.stats), jnp.ones_like(b.stats.weight))
 
 
+def sound(stats: Moments) -> Moments:
+    """The state, where it can be used: a channel that is not finite, or of negative variance, was not seen.
+
+    Its weight is then 0, beside a mean of 0 and a variance of 1.
+    """
+    mean, var, weight = stats
+    good = jnp.isfinite(mean) & jnp.isfinite(var) & (var >= 0) & jnp.isfinite(weight)
+    return Moments(choose(good, mean, 0), choose(good, var, 1), choose(good, weight, 0))
+
+
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:
-    """The state after one more batch; what is not finite is not remembered."""
-    new = counted(new)
+    """The state after one more batch; what is not finite is not remembered, and does not stay.
+
+    Args:
+      old: the state before.
+      new: the moments of the batch.
+      decay: the fraction of the old state that is kept; None: the two are merged.
+    """
+    start, new = sound(old), counted(new)
     if decay is not None:
-        return ema(old, new, decay=decay)
-    new = Moments(*(n.astype(o.dtype) for n, o in zip(new, old, strict=True)))
-    return merge(old, new)
+        state = ema(start, new, decay=decay)
+    else:
+        state = merge(start, Moments(*(n.astype(o.dtype) for n, o in zip(new, old, strict=True))))
+    # where nothing is known yet, the state stays bitwise as it was
+    return Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._average import counted
-from jaxnorm._batch import remember
+from jaxnorm._batch import remember, sound
 from jaxnorm._eager import compiled
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._normalize import normalize
@@ -125,7 +125,7 @@ def input_norm(
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    kept = Moments(*(lax.stop_gradient(jnp.expand_dims(v, axes)) for v in new))
+    kept = Moments(*(lax.stop_gradient(jnp.expand_dims(v, axes)) for v in sound(new)))
     y = given(x, kept, None, None, check.epsilon(function, epsilon), dtype=dtype, where=weights)
     return y if clip is None else jnp.clip(y, -clip, clip), new
 
@@ -189,7 +189,8 @@ def pop_art(
         )
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     m = counted(moments(targets, range(targets.ndim - 1), where=where, **mapped))
-    old = Moments(*map(jnp.asarray, stats))
+    before = Moments(*map(jnp.asarray, stats))
+    old = sound(before)
     m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(m, old, strict=True)))
     keep = jnp.where(m.weight > 0, jnp.asarray(decay, m.weight.dtype), 1)
     share = jnp.where(m.weight > 0, 1 - keep, 0)
@@ -198,4 +199,6 @@ def pop_art(
     w = standardize(
         unstandardize(kernel, unit, epsilon=epsilon), new._replace(mean=unit.mean), epsilon=epsilon
     )
-    return w, standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon), new
+    b = standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon)
+    # where nothing is known yet, the state stays bitwise as it was
+    return w, b, Moments(*(jnp.where(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))

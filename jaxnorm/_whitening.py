@@ -151,16 +151,33 @@ def decorrelated_batch_norm(
         finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
         m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
         m = lax.stop_gradient(m)
-        return y, _union(old, m) if decay is None else ema(old, m, decay=decay)
+        start = _sound(old)
+        new = _union(start, m) if decay is None else ema(start, m, decay=decay)
+        # where nothing is known yet, the state stays bitwise as it was
+        return y, _where(new.weight > 0, new, old)
 
     def evaluation() -> tuple[Array, Covariance]:
-        known = old.weight[:, None] > 0
-        mean = jnp.where(known, old.mean, 0)
-        cov = jnp.where(known[..., None], old.cov, jnp.eye(mean.shape[-1], dtype=mean.dtype)[None])
-        stored = Covariance(mean, cov, jnp.ones_like(old.weight))
+        stored = _sound(old)._replace(weight=jnp.ones_like(old.weight))
         return whitened(x, scale, bias, weights, stored)[0], old
 
     return either(function, train, training, evaluation, (x, old, weights, scale, bias), axis_name)
+
+
+def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
+    """The groups of a, or of b where not `there`, [groups]."""
+    return Covariance(*(jnp.where(there.reshape(-1, *(1,) * (u.ndim - 1)), u, v) for u, v in zip(a, b, strict=True)))
+
+
+def _sound(stats: Covariance) -> Covariance:
+    """The state, where it can be used: a group that is not finite, or of negative variance, was not seen.
+
+    What was not seen has weight 0, mean 0 and covariance 1.
+    """
+    mean, cov, weight = stats
+    good = jnp.isfinite(mean).all(-1) & jnp.isfinite(cov).all((-1, -2)) & jnp.isfinite(weight) & (weight > 0)
+    good &= (jnp.diagonal(cov, axis1=-2, axis2=-1) >= 0).all(-1)
+    eye = jnp.broadcast_to(jnp.eye(cov.shape[-1], dtype=cov.dtype), cov.shape)
+    return _where(good, stats, Covariance(jnp.zeros_like(mean), eye, jnp.zeros_like(weight)))
 
 
 def _union(a: Covariance, b: Covariance) -> Covariance:

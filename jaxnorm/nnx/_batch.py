@@ -72,7 +72,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(*args, **options)
         self.update_stats, self.debias, self.unbiased = update_stats, debias, unbiased
         self.frozen = False
-        keep(self, state.names(self), partial(state.initial_stats, self.mean.shape))
+        keep(self, state.names(self), partial(BatchNorm.initial, self))
 
     def __call__(
         self,
@@ -96,6 +96,10 @@ class BatchNorm(nnx.BatchNorm):
             bias=bias,
         )
 
+    def initial(self, features: tuple[int, ...], dtype: Any) -> dict[str, Array]:
+        """All that may be stored, at the start."""
+        return state.initial_stats(features, dtype)
+
     @compiled_method
     def _normalize(
         self, x: Array, *conditions: Any, train: Any, updated: Any, **options: Any
@@ -107,7 +111,7 @@ class BatchNorm(nnx.BatchNorm):
         self, x: Array, mask: Any = None, weights: Any = None, scale: Any = None, bias: Any = None
     ) -> tuple[Any, dict[str, Array]]:
         """The norm of x, as `state.remembered` calls it, and the statistics that it is by."""
-        stats = {name: getattr(self, name)[...] for name in state.names(self)}
+        stats = stored(self, state.names(self))
         own = own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias)
         return partial(state.batch_norm, self, x, mask, weights, **own), stats
 
@@ -124,11 +128,28 @@ class BatchNorm(nnx.BatchNorm):
             self.update_stats = update_stats
 
 
-def keep(layer: Any, names: list[str], initial: Callable[[Any], dict[str, Array]]) -> None:
-    """Makes the variables of these names. A mean is complex if y or a parameter may be."""
-    start = initial(layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype))
+Initial = Callable[[tuple[int, ...], Any], dict[str, Array]]
+
+
+def start(layer: Any, initial: Initial) -> dict[str, Array]:
+    """All that the layer may keep, at the start. A mean is complex if y or a parameter may be."""
+    return initial((layer.num_features,), layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype))
+
+
+def keep(layer: Any, names: list[str], initial: Initial) -> None:
+    """Makes the variables of these names."""
+    values = start(layer, initial)
     for name in names:
-        setattr(layer, name, nnx.BatchStat(start[name]))
+        setattr(layer, name, nnx.BatchStat(values[name]))
+
+
+def stored(layer: Any, names: list[str]) -> dict[str, Array]:
+    """The values of these names; those that a changed option needs, and that are not stored yet, start."""
+    there = {name: getattr(layer, name)[...] for name in names if hasattr(layer, name)}
+    if len(there) == len(names):
+        return there
+    values = start(layer, layer.initial)
+    return {name: there.get(name, values[name]) for name in names}
 
 
 def remembered(
@@ -149,9 +170,10 @@ def remembered(
             "constructor or to the call, or set it with train(), eval() or nnx.view."
         )
     train, updated = state.mode(layer, use_running_average, update_stats, layer.frozen)
-    if train is False and updated is False:
-        state.warn_if_untrained(layer, {name: getattr(layer, name)[...] for name in ("mean", "var")})
     y, new = layer._normalize(x, *conditions, train=train, updated=updated, **options)
     for name, value in new.items():
-        getattr(layer, name).set_value(value)
+        if hasattr(layer, name):
+            getattr(layer, name).set_value(value)
+        else:  # an option that was changed after the layer was built needs it
+            setattr(layer, name, nnx.BatchStat(value))
     return y
