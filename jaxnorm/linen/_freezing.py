@@ -9,6 +9,7 @@ from flax.core import FrozenDict
 
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
+from jaxnorm.linen._frozen import FrozenStats
 
 Path = tuple[str, ...]
 
@@ -55,7 +56,7 @@ def freeze(variables: Any, filter: Any) -> Any:
         "freeze",
         variables,
         filter,
-        lambda stats: {**stats, "frozen": state.mark(stats["var"])},
+        lambda stats: FrozenStats({**stats, "frozen": state.mark(stats["var"])}),
     )
 
 
@@ -108,7 +109,7 @@ def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], 
     def walk(path: Path, node: Any) -> Any:
         if not isinstance(node, Mapping):
             return node
-        if {"mean", "var"} <= node.keys():
+        if {"mean", "var"} <= node.keys() and not any(isinstance(v, Mapping) for v in node.values()):
             found.append("/".join(path))
             if chosen(path, node):
                 changed.append(path)
