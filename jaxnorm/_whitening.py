@@ -1,9 +1,7 @@
 """Whitening: batch norm by a covariance in place of variances."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -16,9 +14,8 @@ from jaxnorm._batch import either
 from jaxnorm._eager import compiled
 from jaxnorm._moments import moments
 from jaxnorm._remat import kept, remat, seen
+from jaxnorm._roots import einsum, inverse_root, newton_root
 from jaxnorm._statistics import usable
-
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 class Covariance(NamedTuple):
@@ -129,7 +126,7 @@ def decorrelated_batch_norm(
         mean, weight = m.mean.reshape(old.mean.shape), m.weight.reshape(old.mean.shape)[:, 0]
         c = _grouped(usable(x, where), f, mean)
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
-        total = _einsum("...gi,...gj->gij", jnp.where(w != 0, c, 0) * w, c)
+        total = einsum("...gi,...gj->gij", jnp.where(w != 0, c, 0) * w, c)
         with devices.explained(function, names):
             (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
@@ -141,7 +138,7 @@ def decorrelated_batch_norm(
         cov = m.cov + least.astype(eye.dtype) * eye
         root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
         c = _grouped(usable(x, where), f, m.mean)
-        y = _einsum("...gi,gij->...gj", c, root.astype(c.dtype))
+        y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
         y = jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f)
         y = plus(y if scale is None else times(y, scale), bias).astype(out)
         return seen(y, m.weight[0], bias, where), m
@@ -165,7 +162,9 @@ def decorrelated_batch_norm(
 
 def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
     """The groups of a, or of b where not `there`, [groups]."""
-    return Covariance(*(jnp.where(there.reshape(-1, *(1,) * (u.ndim - 1)), u, v) for u, v in zip(a, b, strict=True)))
+    return Covariance(
+        *(jnp.where(there.reshape(-1, *(1,) * (u.ndim - 1)), u, v) for u, v in zip(a, b, strict=True))
+    )
 
 
 def _sound(stats: Covariance) -> Covariance:
@@ -202,53 +201,6 @@ def _grouped(x: Array, f: int, mean: Array) -> Array:
     x = x.reshape(*x.shape[:-1], *mean.shape)
     dtype = wide(x.dtype)
     return x.astype(dtype) - mean.astype(dtype)[(None,) * (x.ndim - 2)]
-
-
-# ---------------------------------------------------------------- roots
-
-
-def newton_root(cov: Array, eye: Array, iterations: int) -> Array:
-    """cov^(-1/2) by Newton's iteration, p' = (3 p - p^3 cov / trace) / 2, over sqrt(trace).
-
-    With r = cov p / trace beside it, rounding does not grow (Higham 1997).
-    """
-    trace = jnp.trace(cov, axis1=-2, axis2=-1)[..., None, None]
-    p, r = jnp.broadcast_to(eye, cov.shape), cov / trace
-    for _ in range(iterations):
-        step = 1.5 * eye - 0.5 * _einsum("gij,gjk->gik", p, r)
-        p, r = _einsum("gij,gjk->gik", step, p), _einsum("gij,gjk->gik", r, step)
-    return p / jnp.sqrt(trace)
-
-
-@jax.custom_jvp
-def inverse_root(cov: Array, least: Array) -> Array:
-    """cov^(-1/2), symmetric, of matrices whose eigenvalues are at least `least`."""
-    values, vectors = jnp.linalg.eigh(cov)
-    values = jnp.maximum(values, least.astype(values.dtype))  # rounding may have left less
-    return _einsum("gij,gj,gkj->gik", vectors, lax.rsqrt(values), vectors)
-
-
-@inverse_root.defjvp
-def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
-    """dw = -w dr w, where r dr + dr r = dcov and r = cov w.
-
-    Where two eigenvalues meet this has no pole; their eigenvectors' derivative has one.
-    """
-    cov, least = primals
-    w = inverse_root(cov, least)
-    r = _einsum("gij,gjk->gik", cov, w)
-    r = (r + jnp.matrix_transpose(r)) / 2
-
-    def both_sides(v: Array) -> Array:
-        return _einsum("gij,gjk->gik", r, v) + _einsum("gij,gjk->gik", v, r)
-
-    def solve(_: Any, v: Array) -> Array:
-        values, q = jnp.linalg.eigh(lax.stop_gradient(r))
-        inside = _einsum("gji,gjk,gkl->gil", q, v, q) / (values[..., :, None] + values[..., None, :])
-        return _einsum("gij,gjk,glk->gil", q, inside, q)
-
-    dr = lax.custom_linear_solve(both_sides, tangents[0], solve, symmetric=True)
-    return w, -_einsum("gij,gjk,gkl->gil", w, dr, w)
 
 
 def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:

@@ -20,7 +20,7 @@ LAYER_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("li
 
 # What stands on a floor imports lower floors only. A file may become a folder of the same name.
 FLOORS = [
-    {"_arithmetic", "_eager", "_rule"},
+    {"_arithmetic", "_eager", "_roots", "_rule"},
     {"_checks", "_devices", "_forms", "_remat"},
     {"_passes"},
     {"_over"},

@@ -41,7 +41,13 @@ class BatchNorm(nn.BatchNorm):
     updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, of the updates counted in `step`. `unbiased=True` stores PyTorch's variance.
-    Statistics that Flax stored have no `weight`, and count as 1.
+
+    Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
+    identity. A weight of 0 says that no batch has been counted; one that is missing, as in a checkpoint of
+    Flax, counts as 0, and the first training call stores it, as it does a missing `step`. A cumulative
+    average then starts with that batch; with `debias=True` a mean and var other than 0 and 1 are a whole
+    average, of weight 1. A channel whose mean or var is not finite, or whose var is negative, counts as not
+    seen: evaluation takes 0 and 1, and training starts anew.
 
     Ioffe and Szegedy, 2015, arXiv:1502.03167.
 

@@ -25,10 +25,8 @@ class FrozenStats(FrozenDict[str, Any]):
         self._values = dict(values)
         self._hash = None
 
-    @property
-    def _dict(self) -> Any:
-        # What Flax makes of a FrozenDict for a call that may write. It copies this as a pytree.
-        return self
+    # Flax copies this, as a pytree, of a FrozenDict for a call that may write: it stays a FrozenStats.
+    _dict: Any = property(lambda self: self)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]

@@ -14,6 +14,9 @@ from jaxnorm import _state_layers as state
 from jaxnorm._eager import compiled_method
 from jaxnorm.nnx._parameters import own_parameters
 
+# Of a frozen layer: a variable, whatever its value, so that it is part of the layer's state.
+MARK = "frozen_mark"
+
 
 def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
     """Flax's older `nnx.view` gives every module all that it was given, and takes back what was not meant."""
@@ -44,8 +47,14 @@ class BatchNorm(nnx.BatchNorm):
     updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, always traced, of the updates counted in `step`. `unbiased=True` stores
-    PyTorch's variance. `nnx.view` takes `update_stats`, too. Statistics that Flax stored have no `weight`:
-    set it to 1.
+    PyTorch's variance. `nnx.view` takes `update_stats`, too.
+
+    Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
+    identity. A weight of 0 says that no batch has been counted; one that is missing, since `set_attributes`
+    has changed an option, counts as 0, and the first training call stores it, as it does a missing `step`. A
+    cumulative average then starts with that batch; with `debias=True` a mean and var other than 0 and 1 are a
+    whole average, of weight 1. A channel whose mean or var is not finite, or whose var is negative, counts as
+    not seen: evaluation takes 0 and 1, and training starts anew.
 
     Ioffe and Szegedy, 2015, arXiv:1502.03167.
 
@@ -71,7 +80,6 @@ class BatchNorm(nnx.BatchNorm):
     ) -> None:
         super().__init__(*args, **options)
         self.update_stats, self.debias, self.unbiased = update_stats, debias, unbiased
-        self.frozen = False
         keep(self, state.names(self), partial(BatchNorm.initial, self))
 
     def __call__(
@@ -95,6 +103,11 @@ class BatchNorm(nnx.BatchNorm):
             scale=scale,
             bias=bias,
         )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` holds the statistics still."""
+        return is_frozen(self)
 
     def initial(self, features: tuple[int, ...], dtype: Any) -> dict[str, Array]:
         """All that may be stored, at the start."""
@@ -126,6 +139,11 @@ class BatchNorm(nnx.BatchNorm):
         super().set_view(use_running_average)
         if update_stats is not None:
             self.update_stats = update_stats
+
+
+def is_frozen(layer: Any) -> bool:
+    """Whether the layer has the mark of `freeze`."""
+    return hasattr(layer, MARK)
 
 
 Initial = Callable[[tuple[int, ...], Any], dict[str, Array]]
