@@ -396,8 +396,8 @@ def test_freezing_holds_the_statistics(api, name):
         return
     layer = getattr(OURS[api], name)(*row.sizes, rngs=flax.nnx.Rngs(0), **options)
     layer(x, *row.conditions)
-    before = flax.nnx.to_pure_dict(flax.nnx.state(layer, flax.nnx.BatchStat))
     OURS[api].freeze(layer, ...)
+    before = flax.nnx.to_pure_dict(flax.nnx.state(layer, flax.nnx.BatchStat))
     y = layer(x, *row.conditions)
     chex.assert_trees_all_equal(flax.nnx.to_pure_dict(flax.nnx.state(layer, flax.nnx.BatchStat)), before)
     OURS[api].unfreeze(layer, ...)
