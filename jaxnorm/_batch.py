@@ -50,6 +50,7 @@ def batch_norm(
       x: numbers of any shape; integers count as float32.
       stats: the state, `initial_stats(sizes of the feature axes)` at first: by `ema` a prior of weight 1
         makes Flax's and PyTorch's average, one of weight 0 the debiased one.
+        A channel that is not finite, or of negative variance, counts as not seen: it has weight 0.
       train: use the batch's moments and update the state, or use the state and keep it. A bool, or a
         traced boolean scalar.
       scale, bias: arrays of the feature axes' sizes, ascending, wherever these axes stand; any other

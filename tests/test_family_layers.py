@@ -252,10 +252,10 @@ def side(api, row, **more):
 
 
 def drawn(variables):
-    """Parameters other than the initial ones, and statistics that something has updated."""
+    """Parameters other than the initial ones, and statistics that something has updated, also its weight."""
     leaves, tree = jax.tree.flatten(variables.get("params", {}))
     params = tree.unflatten([draw(v.shape, seed=k) / 4 for k, v in enumerate(leaves)])
-    stats = {k: v * 1.5 + float(k == "mean") for k, v in variables.get("batch_stats", {}).items()}
+    stats = {k: v * 1.5 + float(k in ("mean", "weight")) for k, v in variables.get("batch_stats", {}).items()}
     return {"params": params} | ({"batch_stats": stats} if stats else {})
 
 

@@ -107,7 +107,7 @@ def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: An
 
     def labelled(path: Path, node: Any, stats: Any) -> Any:
         own = {name.rpartition("/")[2] for name, v in node.items() if not isinstance(v, Mapping)}
-        known = own - {"bias"} or {"mean", "var"} <= stats.keys()
+        known = any(name != "bias" for name in own) or {"mean", "var"} <= stats.keys()
         label = norm if known and own <= _OWN and chosen(path, node) else other
         return {
             name: labelled((*path, name), v, _inside(stats, name))

@@ -114,7 +114,7 @@ def _modules(function: str, model: Any) -> list[tuple[tuple[Any, ...], Any]]:
 def _chosen(function: str, model: Any, filter: Any) -> dict[str, Any]:
     """The layers with statistics that `filter` chooses, by path, Flax's own batch norms among them."""
     predicate = nnx.filterlib.to_predicate(filter)
-    kept = [(path, m) for path, m in _modules(function, model) if isinstance(m, nnx.BatchNorm | PopArt)]
+    kept = [(path, m) for path, m in _modules(function, model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
     chosen = {_name(path): m for path, m in kept if predicate(path, m)}
     if not chosen:
         raise ValueError(layers.nothing_chosen(function, filter, [_name(path) for path, _ in kept]))
