@@ -54,7 +54,8 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     full = before + part * (1 - before)
     # the first step is 1, also where division is not rounded to the nearest
     step = choose(before > 0, part / choose(full > 0, full, 1), jnp.ones_like(full))
-    partly = not check.traced(decay) and 0 < float(cast(Any, decay)) < 1  # known while tracing
+    # a Python or numpy number is known while tracing; a device is not asked for the value of an array
+    partly = not isinstance(decay, Array) and 0 < float(cast(Any, decay)) < 1
     taken = seen > 0 if partly else (seen > 0) & (part > 0)
 
     def average(v: Array, n: Array) -> Array:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import indices
 from jaxnorm._average import ema
-from jaxnorm._batch import batch_norm
+from jaxnorm._batch import batch_norm, sound
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat
 from jaxnorm._eager import compiled
@@ -126,7 +126,8 @@ def blended_batch_norm(
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    old = Moments(*(as_sums(jnp.reshape(v, shape), x, axes) for v in stats))
+    old = sound(Moments(*map(jnp.asarray, stats)))
+    old = Moments(*(as_sums(jnp.reshape(v, shape), x, axes) for v in old))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
     out, least = dtype or x.dtype, check.epsilon("blended_batch_norm", epsilon)
 

@@ -48,7 +48,8 @@ def batch_norm(
     Args:
       x: numbers of any shape; integers count as float32.
       stats: the state, `initial_stats(sizes of the feature axes)` at first: start with weight 1 for Flax's
-        and PyTorch's average, with weight 0 for a debiased one.
+        and PyTorch's average, with weight 0 for a debiased one. A channel that is not finite, or of
+        negative variance, counts as not seen: it has weight 0.
       train: use the batch's moments and update the state, or use the state and keep it. A bool, or a
         traced boolean scalar.
       scale, bias: arrays of the feature axes' sizes, ascending, wherever these axes stand; any other
@@ -147,7 +148,7 @@ def remembering(
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     b = Batch(
         x,
-        Moments(*(as_sums(v.reshape(shape), x, axes) for v in old)),
+        Moments(*(as_sums(v.reshape(shape), x, axes) for v in sound(old))),
         axes,
         features,
         options,
@@ -206,10 +207,29 @@ def stored(b: Batch) -> Moments:
     return Moments(*known(b.stats), jnp.ones_like(b.stats.weight))
 
 
+def sound(stats: Moments) -> Moments:
+    """The state, where it can be used: a channel that is not finite, or of negative variance, was not seen.
+
+    Its weight is then 0, beside a mean of 0 and a variance of 1.
+    """
+    mean, var, weight = stats
+    good = jnp.isfinite(mean) & jnp.isfinite(var) & (var >= 0) & jnp.isfinite(weight)
+    return Moments(choose(good, mean, 0), choose(good, var, 1), choose(good, weight, 0))
+
+
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:
-    """The state after one more batch; what is not finite is not remembered."""
-    new = counted(new)
+    """The state after one more batch; what is not finite is not remembered, and does not stay.
+
+    Args:
+      old: the state before.
+      new: the moments of the batch.
+      decay: the fraction of the old state that is kept; None: the two are merged.
+    """
+    start, new = sound(old), counted(new)
     if decay is not None:
-        return ema(old, new, decay=decay)
-    new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
-    return state_as(merge(old, new), old)
+        state = ema(start, new, decay=decay)
+    else:
+        new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
+        state = state_as(merge(start, new), old)
+    # where nothing is known yet, the state stays bitwise as it was
+    return Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))

@@ -48,7 +48,7 @@ class Remembering(parts.Affine, parts.Measured):
             own[option] = state.scheduled(getattr(self, name), kept)
         if self.unbiased:
             own["unbiased"] = True
-        stats = self.stats(x, *state.widened(kept))
+        stats = self.stats(x, *state.widened(self, kept, train))
         return self.normalize(x, mask, weights, stats=stats, train=train, **own)
 
     def stats(self, x: Array, mean: Array, var: Array, weight: Any) -> Any:

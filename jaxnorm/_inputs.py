@@ -11,7 +11,7 @@ from jaxnorm import _checks as check
 from jaxnorm import _devices as devices
 from jaxnorm._arithmetic import choose
 from jaxnorm._average import counted
-from jaxnorm._batch import remember
+from jaxnorm._batch import remember, sound
 from jaxnorm._core.normalize import given, normalize
 from jaxnorm._core.recompute import remat
 from jaxnorm._eager import compiled
@@ -128,7 +128,7 @@ def input_norm(
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    fixed = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in new))
+    fixed = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in sound(new)))
     least, out = check.epsilon(function, epsilon), dtype or x.dtype
 
     @remat
@@ -201,7 +201,8 @@ def pop_art(
         )
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     m = counted(moments(targets, range(targets.ndim - 1), where=where, **mapped))
-    old = Moments(*map(jnp.asarray, stats))
+    before = Moments(*map(jnp.asarray, stats))
+    old = sound(before)
     m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(state_as(m, old), old, strict=True)))
     keep = choose(m.weight > 0, jnp.asarray(decay, m.weight.dtype), 1)
     share = choose(m.weight > 0, 1 - keep, 0)
@@ -210,4 +211,6 @@ def pop_art(
     w = standardize(
         unstandardize(kernel, unit, epsilon=epsilon), new._replace(mean=unit.mean), epsilon=epsilon
     )
-    return w, standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon), new
+    b = standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon)
+    # where nothing is known yet, the state stays bitwise as it was
+    return w, b, Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))

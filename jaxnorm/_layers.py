@@ -162,6 +162,18 @@ def mean_dtype(like: Array | DTypeLike, *others: DTypeLike | None) -> DTypeLike:
         return jnp.result_type(jnp.float32, like, *filter(_is_complex, others))
 
 
+def stats_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
+    """The dtype of linen's statistics at the start: Flax's, which does not depend on x, or float32 if wider.
+
+    Args:
+      layer: of linen.
+      x: what is normalized; the mean of complex numbers is complex.
+      dtype: of y.
+    """
+    least = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
+    return mean_dtype(least, x.dtype, dtype)
+
+
 def call(
     function: Callable[..., Any],
     layer: Any,

@@ -8,6 +8,8 @@ from jax.nn import initializers
 
 from jaxnorm import _inputs
 from jaxnorm import _layers as layers
+from jaxnorm import _state_layers as state
+from jaxnorm._batch import sound
 from jaxnorm._layer_parts import fields
 from jaxnorm._moments import Moments
 from jaxnorm._standardize import standardize, unstandardize
@@ -54,4 +56,5 @@ class PopArt:
         return unstandardize(y, self.moments(values), epsilon=self.epsilon)
 
     def moments(self, values: dict[str, Array]) -> Moments:
-        return Moments(*(values[name] for name in Moments._fields))
+        """The stored statistics, as the layers of batch norm have them."""
+        return sound(Moments(*state.widened(self, values, True)))

@@ -1,6 +1,5 @@
 """What the layers that remember share: the statistics of batch norm, and of weights."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -37,7 +36,12 @@ def remembered(
 ) -> tuple[Array, dict[str, Array]]:
     """y, and the statistics to store, shaped as they came in: none where nothing is stored.
 
-    `norm` is `(kept, *, train) -> (y, (mean, var, weight))`.
+    Args:
+      norm: `(kept, *, train) -> (y, (mean, var, weight))`.
+      kept: what the layer's options ask for, by name, as it is stored or, if it is not stored yet, at its
+        start.
+      train: whether the batch's statistics normalize, a bool or traced.
+      updated: whether the statistics are updated: a bool, or `train`.
     """
     y, new = norm(kept, train=train)
     if updated is False:
@@ -45,6 +49,8 @@ def remembered(
     if updated is True and train is not True:
         _, new = norm(kept, train=True)  # in a compiled program its y costs nothing
     values = dict(zip(("mean", "var", "weight"), new, strict=True))
+    if "weight" in kept and check.traced(updated):
+        values["weight"] = jnp.where(updated, values["weight"].reshape(kept["weight"].shape), kept["weight"])
     if "step" in kept:
         values["step"] = kept["step"] + jnp.asarray(updated, jnp.int32)
     return y, {name: _reshaped(values[name], v.shape) for name, v in kept.items()}
@@ -66,7 +72,7 @@ def batch_norm(
         x,
         mask,
         weights,
-        stats=moments(layer, x, layer.axis, *widened(kept)),
+        stats=moments(layer, x, layer.axis, *widened(layer, kept, train)),
         train=train,
         feature_axis=layer.axis,
         decay=scheduled(layer.momentum, kept),
@@ -83,10 +89,26 @@ def scheduled(value: Any, kept: dict[str, Array]) -> Any:
         return value(kept["step"])
 
 
-def widened(kept: dict[str, Array]) -> tuple[Array, Array, Any]:
-    """Mean, var and weight. Flax stores no weight: its average begins at (0, 1) and has a mass of 1."""
+def widened(layer: Any, kept: dict[str, Array], train: Any) -> tuple[Array, Array, Any]:
+    """Mean, var and weight, of what is stored, for a call; a weight of None is 1."""
     mean, var = (v if v.dtype == jnp.float32 else layers.widen(v) for v in (kept["mean"], kept["var"]))
-    return mean, var, kept.get("weight")
+    weight = kept.get("weight")
+    if weight is None or train is False:  # evaluation is by the stored mean and var, whatever their weight
+        return mean, var, None
+    if layer.momentum is not None:
+        # statistics that were loaded without a weight are a whole average; those of the start are none
+        loaded = jnp.logical_not(_initial(mean, var, weight.ndim)).astype(weight.dtype)
+        # a cumulative average has counts of batches as weights, of which the moving one takes at most 1
+        weight = jnp.where(weight > 0, jnp.minimum(weight, 1), loaded)
+    return mean, var, weight if train is True else jnp.where(train, weight, 1)
+
+
+def _initial(mean: Array, var: Array, axes: int) -> Array:
+    """Whether mean and var are those of the start, one answer for each place of their first `axes`."""
+    unit = jnp.eye(var.shape[-1], dtype=var.dtype) if var.ndim > mean.ndim else jnp.ones((), var.dtype)
+    same = mean == 0, var == jnp.broadcast_to(unit, var.shape)
+    of_mean, of_var = (v.all(tuple(range(axes, v.ndim))) for v in same)
+    return of_mean & of_var
 
 
 def moments(layer: Any, x: Array, axes: layers.Axes, mean: Array, var: Array, weight: Any) -> Moments:
@@ -99,7 +121,7 @@ def moments(layer: Any, x: Array, axes: layers.Axes, mean: Array, var: Array, we
 
 
 def names(layer: Any, schedules: Iterable[str] = ("momentum",)) -> list[str]:
-    """What a batch norm keeps: Flax's two, and what a debiased average or a schedule needs."""
+    """What a batch norm keeps: Flax's two, and what a debiased or cumulative average or a schedule needs."""
     kept = ["mean", "var"]
     if layer.debias or layer.momentum is None:
         kept.append("weight")
@@ -117,21 +139,6 @@ def initial_stats(shape: tuple[int, ...], dtype: DTypeLike) -> dict[str, Array]:
 def mark(var: Any) -> Any:
     """What says that statistics are frozen: an array like them, which nn.vmap and nn.scan split alike."""
     return jax.tree.map(lambda v: jnp.ones_like(v, bool), var)
-
-
-def warn_if_untrained(layer: Any, stats: dict[str, Array]) -> None:
-    """Evaluation by the initial statistics changes nothing, and is seldom meant. Python shows it once."""
-    mean, var = stats["mean"], stats["var"]
-    # what is still being computed has been updated: nothing is waited for
-    arrays: list[Any] = [v for v in (mean, var) if isinstance(v, Array)]  # a checkpoint may hold numpy's
-    known = all(not check.traced(v) and v.is_fully_addressable and v.is_ready() for v in arrays)
-    if known and not np.any(mean) and np.all(np.asarray(var) == 1):
-        warnings.warn(
-            f"{type(layer).__name__}: evaluated by statistics that no batch has updated; their mean of 0 and "
-            "var of 1 leave x as it is. Train first (in linen, keep the batch_stats that apply returns), or "
-            "load a checkpoint.",
-            stacklevel=2,
-        )
 
 
 def weight_norm(layer: Any, v: Array, scale: Array | None) -> Array:

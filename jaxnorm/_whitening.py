@@ -1,6 +1,5 @@
 """Whitening: batch norm by a covariance in place of variances."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +13,11 @@ from jaxnorm._arithmetic import choose, divide, plus, times, wide
 from jaxnorm._average import ema
 from jaxnorm._batch import either
 from jaxnorm._core.recompute import kept, remat, seen
-from jaxnorm._core.recompute import root as positive_root
+from jaxnorm._core.roots import einsum, inverse_root, newton_root
 from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
 from jaxnorm._moments import moments
 from jaxnorm._sharding import gathered, replicated, sharded_as, state_as, whole
-
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 class Covariance(NamedTuple):
@@ -132,7 +129,7 @@ def decorrelated_batch_norm(
         c = _grouped(usable(x, where), f, mean)
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
         weighed = choose(w != 0, c, 0) * w
-        total = _einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
+        total = einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
         with devices.explained(function, names):
             (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
@@ -146,7 +143,7 @@ def decorrelated_batch_norm(
         cov = m.cov + least.astype(eye.dtype) * eye
         root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
         c = _grouped(usable(x, where), f, m.mean)
-        y = _einsum("...gi,gij->...gj", c, root.astype(c.dtype))
+        y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
         y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), sharding)
         y = plus(y if scale is None else times(y, scale), bias).astype(out)
         return seen(y, m.weight[0], bias, where), m
@@ -156,16 +153,35 @@ def decorrelated_batch_norm(
         finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
         m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
         m = lax.stop_gradient(m)
-        return y, state_as(_union(old, state_as(m, old)), old) if decay is None else ema(old, m, decay=decay)
+        start = _sound(old)
+        new = state_as(_union(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
+        # where nothing is known yet, the state stays bitwise as it was
+        return y, _where(new.weight > 0, new, old)
 
     def evaluation() -> tuple[Array, Covariance]:
-        known = old.weight[:, None] > 0
-        mean = choose(known, old.mean, 0)
-        cov = choose(known[..., None], old.cov, jnp.eye(mean.shape[-1], dtype=mean.dtype)[None])
-        stored = Covariance(gathered(mean), gathered(cov), gathered(jnp.ones_like(old.weight)))
+        stored = Covariance(*map(gathered, _sound(old)._replace(weight=jnp.ones_like(old.weight))))
         return whitened(x, scale, bias, weights, stored)[0], old
 
     return either(function, train, training, evaluation, (x, old, weights, scale, bias), axis_name)
+
+
+def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
+    """The groups of a, or of b where not `there`, [groups]."""
+    return Covariance(
+        *(choose(there.reshape(-1, *(1,) * (u.ndim - 1)), u, v) for u, v in zip(a, b, strict=True))
+    )
+
+
+def _sound(stats: Covariance) -> Covariance:
+    """The state, where it can be used: a group that is not finite, or of negative variance, was not seen.
+
+    What was not seen has weight 0, mean 0 and covariance 1.
+    """
+    mean, cov, weight = stats
+    good = jnp.isfinite(mean).all(-1) & jnp.isfinite(cov).all((-1, -2)) & jnp.isfinite(weight) & (weight > 0)
+    good &= (jnp.diagonal(cov, axis1=-2, axis2=-1) >= 0).all(-1)
+    eye = jnp.broadcast_to(jnp.eye(cov.shape[-1], dtype=cov.dtype), cov.shape)
+    return _where(good, stats, Covariance(jnp.zeros_like(mean), eye, jnp.zeros_like(weight)))
 
 
 def _union(a: Covariance, b: Covariance) -> Covariance:
@@ -190,54 +206,6 @@ def _grouped(x: Array, f: int, mean: Array) -> Array:
     x = x.reshape(*x.shape[:-1], *mean.shape)
     dtype = wide(x.dtype)
     return x.astype(dtype) - mean.astype(dtype)[(None,) * (x.ndim - 2)]
-
-
-# ---------------------------------------------------------------- roots
-
-
-def newton_root(cov: Array, eye: Array, iterations: int) -> Array:
-    """cov^(-1/2) by Newton's iteration, p' = (3 p - p^3 cov / trace) / 2, over sqrt(trace).
-
-    With r = cov p / trace beside it, rounding does not grow (Higham 1997).
-    """
-    trace = jnp.trace(cov, axis1=-2, axis2=-1)[..., None, None]
-    p, r = jnp.broadcast_to(eye, cov.shape), divide(cov, trace)  # a constant sample has no trace
-    for _ in range(iterations):
-        step = 1.5 * eye - 0.5 * _einsum("gij,gjk->gik", p, r)
-        p, r = _einsum("gij,gjk->gik", step, p), _einsum("gij,gjk->gik", r, step)
-    return divide(p, positive_root(trace))
-
-
-@jax.custom_jvp
-def inverse_root(cov: Array, least: Array) -> Array:
-    """cov^(-1/2), symmetric, of matrices whose eigenvalues are at least `least`; that of 0 is 0."""
-    values, vectors = jnp.linalg.eigh(cov)
-    values = jnp.maximum(values, least.astype(values.dtype))  # rounding may have left less
-    inverse = jnp.where(values > 0, lax.rsqrt(values), jnp.zeros_like(values))
-    return _einsum("gij,gj,gkj->gik", vectors, inverse, vectors)
-
-
-@inverse_root.defjvp
-def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
-    """dw = -w dr w, where r dr + dr r = dcov and r = cov w.
-
-    Where two eigenvalues meet this has no pole; their eigenvectors' derivative has one.
-    """
-    cov, least = primals
-    w = inverse_root(cov, least)
-    r = _einsum("gij,gjk->gik", cov, w)
-    r = (r + jnp.matrix_transpose(r)) / 2
-
-    def both_sides(v: Array) -> Array:
-        return _einsum("gij,gjk->gik", r, v) + _einsum("gij,gjk->gik", v, r)
-
-    def solve(_: Any, v: Array) -> Array:
-        values, q = jnp.linalg.eigh(lax.stop_gradient(r))
-        inside = divide(_einsum("gji,gjk,gkl->gil", q, v, q), values[..., :, None] + values[..., None, :])
-        return _einsum("gij,gjk,glk->gil", q, inside, q)
-
-    dr = lax.custom_linear_solve(both_sides, tangents[0], solve, symmetric=True)
-    return w, -_einsum("gij,gjk,gkl->gil", w, dr, w)
 
 
 def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:

@@ -252,10 +252,10 @@ def side(api, row, **more):
 
 
 def drawn(variables):
-    """Parameters other than the initial ones, and statistics that something has updated."""
+    """Parameters other than the initial ones, and statistics that something has updated, also its weight."""
     leaves, tree = jax.tree.flatten(variables.get("params", {}))
     params = tree.unflatten([draw(v.shape, seed=k) / 4 for k, v in enumerate(leaves)])
-    stats = {k: v * 1.5 + float(k == "mean") for k, v in variables.get("batch_stats", {}).items()}
+    stats = {k: v * 1.5 + float(k in ("mean", "weight")) for k, v in variables.get("batch_stats", {}).items()}
     return {"params": params} | ({"batch_stats": stats} if stats else {})
 
 
@@ -396,8 +396,8 @@ def test_freezing_holds_the_statistics(api, name):
         return
     layer = getattr(OURS[api], name)(*row.sizes, rngs=flax.nnx.Rngs(0), **options)
     layer(x, *row.conditions)
-    before = flax.nnx.to_pure_dict(flax.nnx.state(layer, flax.nnx.BatchStat))
     OURS[api].freeze(layer, ...)
+    before = flax.nnx.to_pure_dict(flax.nnx.state(layer, flax.nnx.BatchStat))
     y = layer(x, *row.conditions)
     chex.assert_trees_all_equal(flax.nnx.to_pure_dict(flax.nnx.state(layer, flax.nnx.BatchStat)), before)
     OURS[api].unfreeze(layer, ...)

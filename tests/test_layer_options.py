@@ -90,19 +90,6 @@ def test_averages_are_those_of_the_function(api, which):
     assert_trees_all_equal(y, jn.batch_norm(X, stats, train=False)[0])
 
 
-@pytest.mark.parametrize("options", [dict(debias=True), dict(momentum=None)], ids=str)
-def test_linen_takes_statistics_without_a_weight_for_whole(options):
-    _, known = batch_norm("linen", momentum=0.5)  # as Flax stores them
-    side = layer(OURS, "linen", BATCH_NORM, **options)
-    stats = jn.Moments(**known["batch_stats"], weight=jnp.ones(4))
-    y, _ = side.call(known, X, use_running_average=True)
-    assert_trees_all_equal(y, jn.batch_norm(X, stats, train=False)[0])
-    _, after = side.call(known, X)
-    decay = options.get("momentum", 0.99)
-    _, new = jn.batch_norm(X, stats, train=True, decay=decay)
-    assert_trees_all_equal(after["batch_stats"], {"mean": new.mean, "var": new.var})
-
-
 @both
 @pytest.mark.flexible  # of optax
 def test_momentum_may_be_a_schedule(api):
@@ -366,26 +353,6 @@ def test_nnx_without_a_mode():
         "BatchNorm: No `use_running_average` argument was provided to BatchNorm. Pass it to the constructor "
         "or to the call, or set it with train(), eval() or nnx.view."
     )
-
-
-UNTRAINED = (
-    "BatchNorm: evaluated by statistics that no batch has updated; their mean of 0 and var of 1 leave x as "
-    "it is. Train first (in linen, keep the batch_stats that apply returns), or load a checkpoint."
-)
-
-
-@both
-def test_an_evaluation_before_any_update_warns(api, recwarn):
-    side = layer(OURS, api, BATCH_NORM)
-    variables = jax.block_until_ready(side.init(X))  # it never waits for a device
-    with pytest.warns(UserWarning, match="no batch has updated") as found:
-        y, _ = side.call(variables, X, use_running_average=True)
-    assert [str(w.message) for w in found] == [UNTRAINED]
-    close(y, X, atol=1e-4)
-    jax.jit(side.call, static_argnames="use_running_average")(variables, X, use_running_average=True)
-    _, trained = side.call(variables, X)
-    side.call(trained, X, use_running_average=True)
-    assert not recwarn.list
 
 
 def freeze_errors():

@@ -13,6 +13,7 @@ from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
 from jaxnorm.linen._parameters import own_parameters
 
+_STATS = "batch_stats"
 _MODE = (
     "BatchNorm: say which statistics normalize, those of the batch in training (use_running_average=False) "
     "or the stored ones in evaluation (True), once: in the constructor or in the call."
@@ -40,7 +41,13 @@ class BatchNorm(nn.BatchNorm):
     updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, of the updates counted in `step`. `unbiased=True` stores PyTorch's variance.
-    Statistics that Flax stored have no `weight`, and count as 1.
+
+    Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
+    identity. A weight of 0 says that no batch has been counted; one that is missing, as in a checkpoint of
+    Flax, counts as 0, and the first training call stores it, as it does a missing `step`. A cumulative
+    average then starts with that batch; with `debias=True` a mean and var other than 0 and 1 are a whole
+    average, of weight 1. A channel whose mean or var is not finite, or whose var is negative, counts as not
+    seen: evaluation takes 0 and 1, and training starts anew.
 
     Ioffe and Szegedy, 2015, arXiv:1502.03167.
 
@@ -75,7 +82,7 @@ class BatchNorm(nn.BatchNorm):
 
         def initial() -> dict[str, Array]:
             shape = layers.feature_shape(self, x, self.axis)
-            return state.initial_stats(shape, layers.mean_dtype(x, own["dtype"]))
+            return state.initial_stats(shape, layers.stats_dtype(self, x, own["dtype"]))
 
         return remembered(self, norm, state.names(self), initial, use_running_average, update_stats)
 
@@ -93,24 +100,26 @@ def remembered(
         use_running_average = nn.merge_param(
             "use_running_average", layer.use_running_average, use_running_average
         )
-    if layer.has_variable("batch_stats", "mean") and not layer.has_variable("batch_stats", "weight"):
-        # a checkpoint of Flax, whose average has all its weight
-        names = [name for name in names if name != "weight"]
+
+    def start(name: str) -> Array:
+        return initial()[name]
+
+    # A mean or var that is missing is an error, as in Flax. All else is created by the first training call.
+    there = {"mean", "var", *(n for n in names if layer.is_initializing() or layer.has_variable(_STATS, n))}
     with _advice(FlaxError, _COLLECTION):
-        kept = {
-            name: layer.variable("batch_stats", name, lambda name=name: initial()[name]) for name in names
-        }
-    stats = {name: variable.value for name, variable in kept.items()}
-    frozen = layer.has_variable("batch_stats", "frozen")
+        kept = {name: layer.variable(_STATS, name, start, name) for name in names if name in there}
+    stats = {name: kept[name].value if name in kept else start(name) for name in names}
+    frozen = layer.has_variable(_STATS, "frozen")
     train, updated = state.mode(layer, use_running_average, update_stats, frozen)
     if layer.is_initializing():
         updated = False
-    elif train is False and updated is False:
-        state.warn_if_untrained(layer, stats)
     y, new = state.remembered(norm, stats, train=train, updated=updated)
     with _advice(ModifyScopeVariableError, _MUTABLE):
         for name, value in new.items():
-            kept[name].value = value
+            if name in kept:
+                kept[name].value = value
+            else:
+                layer.put_variable(_STATS, name, value)
     return y
 
 

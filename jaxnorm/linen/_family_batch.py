@@ -31,7 +31,7 @@ def remembering(
 
     def initial() -> dict[str, Array]:
         shape = layers.feature_shape(layer, x, layer.features)
-        return layer.initial(shape, layers.mean_dtype(x, own["dtype"]))
+        return layer.initial(shape, layers.stats_dtype(layer, x, own["dtype"]))
 
     names = state.names(layer, layer.scheduled)
     return remembered(layer, norm, names, initial, use_running_average, update_stats)

@@ -9,6 +9,7 @@ from flax.core import FrozenDict
 
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
+from jaxnorm.linen._frozen import FrozenStats
 
 Path = tuple[str, ...]
 
@@ -33,7 +34,10 @@ def freeze(variables: Any, filter: Any) -> Any:
     """Variables whose chosen batch norms evaluate and keep their statistics, in every mode.
 
     Beside the statistics it writes their mark, `frozen`, which travels with them through training steps and
-    checkpoints. Parameters are frozen by the optimizer: `norm_labels` names them.
+    checkpoints; a checkpoint loads into variables that are frozen likewise, and others refuse it. A frozen
+    norm's statistics read like a dict and ignore what is written: `unfreeze` them first. Flax's own BatchNorm
+    keeps its statistics, too, but training goes on to normalize by the batch's. PopArt's `update` then
+    changes nothing. Parameters are frozen by the optimizer: `norm_labels` names them.
 
     Args:
       variables: as `init` returned them.
@@ -41,6 +45,7 @@ def freeze(variables: Any, filter: Any) -> Any:
 
     Raises:
       ValueError: nothing is chosen.
+      TypeError: variables is no dict.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxnorm import linen as jn
@@ -55,7 +60,7 @@ def freeze(variables: Any, filter: Any) -> Any:
         "freeze",
         variables,
         filter,
-        lambda stats: {**stats, "frozen": state.mark(stats["var"])},
+        lambda stats: FrozenStats({**stats, "frozen": state.mark(stats["var"])}),
     )
 
 
@@ -76,39 +81,66 @@ def unfreeze(variables: Any, filter: Any) -> Any:
 def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: Any = "other") -> Any:
     """A tree like params that tells the scales and biases of norms from all other parameters, for optax.
 
-    A norm's parameters are a `scale` and a `bias`, or one of them, that stand by themselves. Labels are for
-    `optax.multi_transform`, and with `norm=False, other=True` they are a mask: `optax.adamw(rate,
-    mask=partial(norm_labels, norm=False, other=True))` decays no norm.
+    Parameters are known by their names. A norm's are its scale, or what else a norm of `jaxnorm.linen`
+    learns (`slope`, `alpha`, `threshold`, `query_scale`, ...), and the bias beside them, in a module that has
+    nothing else. A module whose only parameter is a bias is a norm if it has statistics, `mean` and `var`:
+    pass whole variables, in place of the parameters, for norms without a scale. Otherwise such a bias is
+    labelled `other`, and so is that of a layer norm without a scale.
+
+    Labels are for `optax.multi_transform`, and with `norm=False, other=True` they are a mask:
+    `optax.adamw(rate, mask=partial(norm_labels, norm=False, other=True))` decays no norm.
 
     Args:
-      params: the parameters.
+      params: the parameters, or variables, `{"params": ..., "batch_stats": ...}`.
       filter: which norms, as in `freeze`; the others' parameters are labelled `other`.
       norm, other: the labels.
+
+    Raises:
+      TypeError: params is no dict.
 
     >>> from jaxnorm import linen as jn
     >>> jn.norm_labels({"dense": {"kernel": 1.0, "bias": 1.0}, "norm": {"scale": 1.0, "bias": 1.0}})
     {'dense': {'kernel': 'other', 'bias': 'other'}, 'norm': {'scale': 'norm', 'bias': 'norm'}}
     """
+    _check_dict("norm_labels", "params", params, "the parameters, or the variables, that init returned")
     chosen = nnx.filterlib.to_predicate(filter)
 
-    def labelled(path: Path, node: Any) -> Any:
-        own = [name.rpartition("/")[2] for name, v in node.items() if not isinstance(v, Mapping)]
-        label = norm if set(own) <= _OWN and chosen(path, node) else other
+    def labelled(path: Path, node: Any, stats: Any) -> Any:
+        own = {name.rpartition("/")[2] for name, v in node.items() if not isinstance(v, Mapping)}
+        known = any(name != "bias" for name in own) or {"mean", "var"} <= stats.keys()
+        label = norm if known and own <= _OWN and chosen(path, node) else other
         return {
-            name: labelled((*path, name), v) if isinstance(v, Mapping) else jax.tree.map(lambda _: label, v)
+            name: labelled((*path, name), v, _inside(stats, name))
+            if isinstance(v, Mapping)
+            else jax.tree.map(lambda _: label, v)
             for name, v in node.items()
         }
 
-    return type(params)(labelled((), params))
+    if not isinstance(params.get("params"), Mapping):
+        return type(params)(labelled((), params, {}))
+    labels = {name: jax.tree.map(lambda _: other, v) for name, v in params.items()}
+    return type(params)({**labels, "params": labelled((), params["params"], _inside(params, "batch_stats"))})
+
+
+def _inside(node: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The dict of that name, empty where there is none."""
+    found = node.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _check_dict(function: str, name: str, value: Any, remedy: str) -> None:
+    if not isinstance(value, Mapping) or isinstance(value, nnx.State):
+        raise TypeError(f"{function}: {name} must be a dict, got {type(value).__name__}; pass {remedy}.")
 
 
 def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], Any]) -> Any:
+    _check_dict(function, "variables", variables, "the variables that init returned")
     chosen, found, changed = nnx.filterlib.to_predicate(filter), [], []
 
     def walk(path: Path, node: Any) -> Any:
         if not isinstance(node, Mapping):
             return node
-        if {"mean", "var"} <= node.keys():
+        if {"mean", "var"} <= node.keys() and not any(isinstance(v, Mapping) for v in node.values()):
             found.append("/".join(path))
             if chosen(path, node):
                 changed.append(path)

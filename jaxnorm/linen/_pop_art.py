@@ -49,7 +49,9 @@ class PopArt(shared.PopArt, nn.Module):
         return self.predicted(h, kernel, bias)
 
     def update(self, targets: Array, *, mask: Array | None = None, weights: Array | None = None) -> None:
-        """New statistics, and a kernel and a bias that predict the same by them."""
+        """New statistics, and a kernel and a bias that predict the same by them; frozen, all stay."""
+        if self.has_variable("batch_stats", "frozen"):
+            return
         with _advice(ModifyScopeVariableError, _MUTABLE):
             for name, value in self.updated(self._values(), targets, mask, weights).items():
                 place = shared.PLACES[name]

@@ -14,6 +14,9 @@ from jaxnorm import _state_layers as state
 from jaxnorm._eager import compiled_method
 from jaxnorm.nnx._parameters import own_parameters
 
+# Of a frozen layer: a variable, whatever its value, so that it is part of the layer's state.
+MARK = "frozen_mark"
+
 
 def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
     """Flax's older `nnx.view` gives every module all that it was given, and takes back what was not meant."""
@@ -44,8 +47,14 @@ class BatchNorm(nnx.BatchNorm):
     updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, always traced, of the updates counted in `step`. `unbiased=True` stores
-    PyTorch's variance. `nnx.view` takes `update_stats`, too. Statistics that Flax stored have no `weight`:
-    set it to 1.
+    PyTorch's variance. `nnx.view` takes `update_stats`, too.
+
+    Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
+    identity. A weight of 0 says that no batch has been counted; one that is missing, since `set_attributes`
+    has changed an option, counts as 0, and the first training call stores it, as it does a missing `step`. A
+    cumulative average then starts with that batch; with `debias=True` a mean and var other than 0 and 1 are a
+    whole average, of weight 1. A channel whose mean or var is not finite, or whose var is negative, counts as
+    not seen: evaluation takes 0 and 1, and training starts anew.
 
     Ioffe and Szegedy, 2015, arXiv:1502.03167.
 
@@ -71,8 +80,7 @@ class BatchNorm(nnx.BatchNorm):
     ) -> None:
         super().__init__(*args, **options)
         self.update_stats, self.debias, self.unbiased = update_stats, debias, unbiased
-        self.frozen = False
-        keep(self, state.names(self), partial(state.initial_stats, self.mean.shape))
+        keep(self, state.names(self), partial(BatchNorm.initial, self))
 
     def __call__(
         self,
@@ -96,6 +104,15 @@ class BatchNorm(nnx.BatchNorm):
             bias=bias,
         )
 
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` holds the statistics still."""
+        return is_frozen(self)
+
+    def initial(self, features: tuple[int, ...], dtype: Any) -> dict[str, Array]:
+        """All that may be stored, at the start."""
+        return state.initial_stats(features, dtype)
+
     @compiled_method
     def _normalize(
         self, x: Array, *conditions: Any, train: Any, updated: Any, **options: Any
@@ -107,7 +124,7 @@ class BatchNorm(nnx.BatchNorm):
         self, x: Array, mask: Any = None, weights: Any = None, scale: Any = None, bias: Any = None
     ) -> tuple[Any, dict[str, Array]]:
         """The norm of x, as `state.remembered` calls it, and the statistics that it is by."""
-        stats = {name: getattr(self, name)[...] for name in state.names(self)}
+        stats = stored(self, state.names(self))
         own = own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias)
         return partial(state.batch_norm, self, x, mask, weights, **own), stats
 
@@ -124,11 +141,33 @@ class BatchNorm(nnx.BatchNorm):
             self.update_stats = update_stats
 
 
-def keep(layer: Any, names: list[str], initial: Callable[[Any], dict[str, Array]]) -> None:
-    """Makes the variables of these names. A mean is complex if y or a parameter may be."""
-    start = initial(layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype))
+def is_frozen(layer: Any) -> bool:
+    """Whether the layer has the mark of `freeze`."""
+    return hasattr(layer, MARK)
+
+
+Initial = Callable[[tuple[int, ...], Any], dict[str, Array]]
+
+
+def start(layer: Any, initial: Initial) -> dict[str, Array]:
+    """All that the layer may keep, at the start. A mean is complex if y or a parameter may be."""
+    return initial((layer.num_features,), layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype))
+
+
+def keep(layer: Any, names: list[str], initial: Initial) -> None:
+    """Makes the variables of these names."""
+    values = start(layer, initial)
     for name in names:
-        setattr(layer, name, nnx.BatchStat(start[name]))
+        setattr(layer, name, nnx.BatchStat(values[name]))
+
+
+def stored(layer: Any, names: list[str]) -> dict[str, Array]:
+    """The values of these names; those that a changed option needs, and that are not stored yet, start."""
+    there = {name: getattr(layer, name)[...] for name in names if hasattr(layer, name)}
+    if len(there) == len(names):
+        return there
+    values = start(layer, layer.initial)
+    return {name: there.get(name, values[name]) for name in names}
 
 
 def remembered(
@@ -149,9 +188,10 @@ def remembered(
             "constructor or to the call, or set it with train(), eval() or nnx.view."
         )
     train, updated = state.mode(layer, use_running_average, update_stats, layer.frozen)
-    if train is False and updated is False:
-        state.warn_if_untrained(layer, {name: getattr(layer, name)[...] for name in ("mean", "var")})
     y, new = layer._normalize(x, *conditions, train=train, updated=updated, **options)
     for name, value in new.items():
-        getattr(layer, name).set_value(value)
+        if hasattr(layer, name):
+            getattr(layer, name).set_value(value)
+        else:  # an option that was changed after the layer was built needs it
+            setattr(layer, name, nnx.BatchStat(value))
     return y

@@ -11,7 +11,7 @@ from jax import Array
 from jaxnorm import _family_state_layers as family
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _state_layers as state
-from jaxnorm.nnx._batch import BatchNorm, keep, remembered
+from jaxnorm.nnx._batch import BatchNorm, keep, remembered, stored
 from jaxnorm.nnx._family import create_parameters, own_parameters
 
 
@@ -29,7 +29,7 @@ class Remembering(family.Remembering, BatchNorm):
         super().__init__(**{**theirs, "use_scale": False, "use_bias": False})
         for field in dataclasses.fields(type(self)):
             setattr(self, field.name, values[field.name])
-        keep(self, state.names(self, self.scheduled), partial(self.initial, (num_features,)))
+        keep(self, state.names(self, self.scheduled), self.initial)
         create_parameters(self, num_features, rngs)
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
@@ -45,7 +45,7 @@ class Remembering(family.Remembering, BatchNorm):
         scale: Any = None,
         bias: Any = None,
     ) -> tuple[Any, dict[str, Array]]:
-        stats = {name: getattr(self, name)[...] for name in state.names(self, self.scheduled)}
+        stats = stored(self, state.names(self, self.scheduled))
         given = dict(zip(self.conditions, conditions, strict=False))
         own = own_parameters(self, x, scale=scale, bias=bias)
         return partial(self.remember, x, mask, weights, **own, **given), stats

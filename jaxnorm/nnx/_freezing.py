@@ -6,22 +6,28 @@ from flax import nnx
 
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _layers as layers
-from jaxnorm.nnx._batch import BatchNorm
+from jaxnorm import _state_layers as state
+from jaxnorm.nnx._batch import MARK, BatchNorm
+from jaxnorm.nnx._pop_art import PopArt
 
 _NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, parts.Layer)
+_OURS = (BatchNorm, PopArt)
 
 
 def freeze(model: nnx.Module, filter: Any) -> None:
     """Makes the chosen batch norms evaluate and keep their statistics, in train() and in every call, too.
 
-    Parameters are frozen by the optimizer: `norm_labels` names them.
+    The mark is a variable, an `nnx.BatchStat`, so that it is part of the model's state: `nnx.update` of
+    another model by that state freezes it, too. PopArt's `update` then changes nothing. Parameters are frozen
+    by the optimizer: `norm_labels` names them.
 
     Args:
       model: changed in place, as by train() and eval().
       filter: `(path, module) -> bool`, or a filter of nnx: `nnx.PathContains("encoder")`, a class, `...`.
 
     Raises:
-      ValueError: nothing is chosen.
+      ValueError: nothing is chosen, or a batch norm of Flax's own, which cannot be frozen.
+      TypeError: the model is no module.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -34,7 +40,15 @@ def freeze(model: nnx.Module, filter: Any) -> None:
     >>> norm.mean[...].tolist()
     [1.0]
     """
-    _mark("freeze", model, filter, True)
+    chosen = _chosen("freeze", model, filter)
+    theirs = [path or "the model itself" for path, m in chosen.items() if not isinstance(m, _OURS)]
+    if theirs:
+        raise ValueError(
+            f"freeze: filter={filter!r} chooses batch norms of Flax's own, which do not stand still: "
+            f"{', '.join(theirs)}; make them those of jaxnorm.nnx, or choose others."
+        )
+    for module in chosen.values():
+        setattr(module, MARK, nnx.BatchStat(state.mark(module.var[...])))
 
 
 def unfreeze(model: nnx.Module, filter: Any) -> None:
@@ -48,7 +62,9 @@ def unfreeze(model: nnx.Module, filter: Any) -> None:
     >>> norm.frozen
     False
     """
-    _mark("unfreeze", model, filter, False)
+    for module in _chosen("unfreeze", model, filter).values():
+        if isinstance(module, _OURS) and module.frozen:
+            delattr(module, MARK)
 
 
 def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any = "other") -> Any:
@@ -63,6 +79,9 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
       filter: which norms, as in `freeze`; the others' parameters are labelled `other`.
       norm, other: the labels.
 
+    Raises:
+      TypeError: the model is no module; a state does not tell which parameters are a norm's.
+
     >>> from flax import nnx
     >>> from jaxnorm import nnx as jn
     >>> rngs = nnx.Rngs(0)
@@ -72,7 +91,7 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
     """
     chosen = nnx.filterlib.to_predicate(filter)
     own: set[int] = set()
-    for path, module in nnx.iter_modules(model):
+    for path, module in _modules("norm_labels", model):
         if isinstance(module, nnx.WeightNorm) and chosen(path, module):
             own.update(map(id, (module.scales or {}).values()))
         elif isinstance(module, _NORMS) and chosen(path, module):
@@ -81,11 +100,26 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
     return nnx.map_state(lambda _, v: norm if id(v) in own else other, nnx.state(model, nnx.Param))
 
 
-def _mark(function: str, model: nnx.Module, filter: Any, frozen: bool) -> None:
-    chosen = nnx.filterlib.to_predicate(filter)
-    norms = [(path, module) for path, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
-    changed = [module for path, module in norms if chosen(path, module)]
-    if not changed:
-        raise ValueError(layers.nothing_chosen(function, filter, ["/".join(map(str, p)) for p, _ in norms]))
-    for module in changed:
-        module.frozen = frozen
+def _modules(function: str, model: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """The modules of a model, with their paths."""
+    modules = list(nnx.iter_modules(model))
+    if not modules:
+        raise TypeError(
+            f"{function}: model must be an nnx.Module, got {type(model).__name__}; pass the model itself, "
+            "not its state or its parameters."
+        )
+    return modules
+
+
+def _chosen(function: str, model: Any, filter: Any) -> dict[str, Any]:
+    """The layers with statistics that `filter` chooses, by path, Flax's own batch norms among them."""
+    predicate = nnx.filterlib.to_predicate(filter)
+    kept = [(path, m) for path, m in _modules(function, model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
+    chosen = {_name(path): m for path, m in kept if predicate(path, m)}
+    if not chosen:
+        raise ValueError(layers.nothing_chosen(function, filter, [_name(path) for path, _ in kept]))
+    return chosen
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))

@@ -8,6 +8,7 @@ from jax import Array
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _pop_art_layer as shared
 from jaxnorm._moments import initial_stats
+from jaxnorm.nnx._batch import is_frozen
 from jaxnorm.nnx._family import Described
 
 
@@ -40,11 +41,18 @@ class PopArt(shared.PopArt, Described):
         for name, value in initial_stats(out_features)._asdict().items():
             setattr(self, name, nnx.BatchStat(value))
 
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` holds the statistics, the kernel and the bias still in `update`."""
+        return is_frozen(self)
+
     def __call__(self, h: Array) -> Array:
         return self.predicted(h, self.kernel[...], self.bias[...])
 
     def update(self, targets: Array, *, mask: Array | None = None, weights: Array | None = None) -> None:
-        """New statistics, and a kernel and a bias that predict the same by them."""
+        """New statistics, and a kernel and a bias that predict the same by them; frozen, all stay."""
+        if self.frozen:
+            return
         for name, value in self.updated(self._values(), targets, mask, weights).items():
             getattr(self, name).set_value(value)
 
