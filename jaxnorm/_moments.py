@@ -14,6 +14,7 @@ from jaxnorm import _statistics as statistics
 from jaxnorm._arithmetic import common, divide, wide
 from jaxnorm._eager import compiled
 from jaxnorm._law import Sample, across, pool
+from jaxnorm._messages import public
 from jaxnorm._over import Over
 
 
@@ -184,6 +185,7 @@ def combine(
     return Moments(*(jnp.squeeze(v, axes) for v in (s.mean, s.variance(), s.weight)))
 
 
+@public
 def initial_stats(
     shape: int | Sequence[int], *, weight: float = 1.0, dtype: DTypeLike = jnp.float32
 ) -> Moments:
@@ -205,6 +207,7 @@ def initial_stats(
     >>> [v.tolist() for v in jn.initial_stats(2)]
     [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     """
+    shape = check.sizes("initial_stats", "shape", shape, "x.shape[-1:]")
     dtype = check.wide_dtype("initial_stats", "dtype", dtype)
     check.at_least("initial_stats", "weight", weight, 0)
     real = jnp.finfo(dtype).dtype

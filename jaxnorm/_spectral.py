@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, wide
+from jaxnorm._messages import error, public
 from jaxnorm._trees import Select, mapped
 
 
@@ -25,6 +26,7 @@ class SpectralStats(NamedTuple):
     sigma: Array  # [] the singular value
 
 
+@public
 def initial_spectral_stats(params: Any, key: Array, *, select: Select = None) -> Any:
     """The state of `spectral_norm` before training: random vectors, and sigma 1.
 
@@ -60,6 +62,7 @@ def initial_spectral_stats(params: Any, key: Array, *, select: Select = None) ->
     return mapped(function, start, params, keys, select, otherwise=lambda _: None)
 
 
+@public
 def spectral_norm(
     params: Any,
     stats: Any,
@@ -98,7 +101,7 @@ def spectral_norm(
     >>> print(stats.sigma.round(3), w.round(3).tolist())
     3.0 [[1.0, 0.0], [0.0, 0.333]]
     """
-    check.at_least("spectral_norm", "n_steps", n_steps, 1)
+    n_steps = check.integer("spectral_norm", "n_steps", n_steps, least=1, remedy="choose 1 or more")
     least = check.epsilon("spectral_norm", epsilon)
     # a few rows against a matrix: exact products cost nothing, and sigma is their sum
     matmul = partial(jnp.matmul, precision="highest")
@@ -109,6 +112,8 @@ def spectral_norm(
 
     def divided(v: Array, s: SpectralStats) -> tuple[Array, SpectralStats]:
         _check_spectral(v, s)
+        if not v.size:  # without a singular value
+            return v.astype(dtype or v.dtype), s
         matrix = v.astype(wide(v.dtype)).reshape(-1, v.shape[-1])
         fixed, u = lax.stop_gradient((matrix, s.u.astype(matrix.dtype)))
         for _ in range(n_steps):
@@ -129,12 +134,16 @@ def spectral_norm(
 
 def _check_spectral(v: Array, s: SpectralStats) -> None:
     if s.u.shape != (1, *v.shape[-1:]):
-        raise ValueError(
-            f"spectral_norm: u has shape {s.u.shape}, but a weight of shape {v.shape} needs "
-            f"{(1, *v.shape[-1:])}; start from initial_spectral_stats(params, key)."
+        raise error(
+            ValueError,
+            "spectral_norm",
+            f"u has shape {s.u.shape}, but a weight of shape {v.shape} needs "
+            f"{(1, *v.shape[-1:])}; start from initial_spectral_stats(params, key).",
         )
     if jnp.iscomplexobj(v) != jnp.iscomplexobj(s.u):
-        raise TypeError(
-            f"spectral_norm: a weight is {v.dtype} but its u is {s.u.dtype}; start from "
-            "initial_spectral_stats(params, key)."
+        raise error(
+            TypeError,
+            "spectral_norm",
+            f"a weight is {v.dtype} but its u is {s.u.dtype}; start from "
+            "initial_spectral_stats(params, key).",
         )

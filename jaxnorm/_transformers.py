@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import plus, times, wide
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error, public
 from jaxnorm._norms import rms_norm
 from jaxnorm._statistics import usable
 
@@ -113,11 +114,11 @@ def partial_rms_norm(
     """
     x = check.numbers("partial_rms_norm", "x", x)
     (f,) = check.axes("partial_rms_norm", (feature_axis,), x, "feature_axis")
-    if not 1 <= num_features <= x.shape[f]:
-        raise ValueError(
-            f"partial_rms_norm: num_features={num_features} is out of range for axis {feature_axis} of x, "
-            f"shape {x.shape}; choose from 1 to {x.shape[f]}."
-        )
+    choose = f"choose from 1 to {x.shape[f]}"
+    num_features = check.integer("partial_rms_norm", "num_features", num_features, least=1, remedy=choose)
+    if num_features > x.shape[f]:
+        text = f"num_features={num_features} is out of range for axis {feature_axis} of x, shape {x.shape}"
+        raise error(ValueError, "partial_rms_norm", f"{text}; {choose}.")
     first = lax.broadcasted_iota(int, [n if a == f else 1 for a, n in enumerate(x.shape)], f) < num_features
     weights = check.weights("partial_rms_norm", where, x)
     return rms_norm(
@@ -133,6 +134,7 @@ def partial_rms_norm(
     )
 
 
+@public
 def qk_norm(
     query: ArrayLike,
     key: ArrayLike,
@@ -227,6 +229,7 @@ def dynamic_erf(
     >>> jn.dynamic_erf(jnp.array([0.0, 100.0]), 0.5, 0.0).round(5)
     Array([0., 1.], dtype=float32)
     """
+    check.real("dynamic_erf", "x", check.numbers("dynamic_erf", "x", x))
     return _squashed("dynamic_erf", lax.erf, x, alpha, shift, scale, bias, feature_axis, dtype)
 
 
