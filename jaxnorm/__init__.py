@@ -4,8 +4,8 @@ Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` 
 """
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+import types
+import typing
 
 from jaxnorm._average import ema as ema
 from jaxnorm._banks import bank_norm as bank_norm
@@ -60,12 +60,12 @@ from jaxnorm._whitening import initial_covariance as initial_covariance
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from jaxnorm import linen as linen
     from jaxnorm import nnx as nnx
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> types.ModuleType:
     """Flax's layers, imported when they are asked for: `import jaxnorm` alone imports no Flax."""
     if name in ("linen", "nnx"):
         return importlib.import_module(f"jaxnorm.{name}")

@@ -25,7 +25,7 @@ def axes(function: str, axis: Any, x: Array, name: str = "axis", of: str = "x") 
             raise error(
                 TypeError,
                 function,
-                f"{name} must be an int or several, got {axis!r}; name axes of {of} by number.",
+                f"{name} must be an int or several, got {shown(axis)}; name axes of {of} by number.",
             ) from None
         if not -x.ndim <= index < x.ndim:
             choices = f"choose from {-x.ndim} to {x.ndim - 1}" if x.ndim else "a scalar has no axes"

@@ -203,7 +203,7 @@ def one_shape(function: str, name: str, m: Any, shape: tuple[int, ...] | None = 
         raise error(
             TypeError,
             function,
-            f"{name} must be Moments, got {type(m).__name__}; take them with moments(x, axis).",
+            f"{name} must be Moments, got {shown(m)}; take them with moments(x, axis).",
         )
     fields = type(m)(*(numbers(function, f"{name}.{f}", v) for f, v in zip(m._fields, m, strict=True)))
     shapes = [v.shape for v in fields]

@@ -106,7 +106,8 @@ def per_feature(layer: Any, value: Array, x: Array, axes: Axes) -> Array:
 
 
 def misfit(layer: Any, x: Array, axes: Axes, size: Any) -> str:
-    elsewhere = check.elsewhere((size,), x, words(layer)["feature_axis"])
+    option = words(layer)["feature_axis"]
+    elsewhere = check.elsewhere((size,), x, option) if hasattr(layer, option) else ""
     return (
         f"{type(layer).__name__}: {size} stored features do not fit axis {axes} of x, shape {x.shape}; "
         f"choose a layer of {math.prod(feature_shape(layer, x, axes))} features{elsewhere}."

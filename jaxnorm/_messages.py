@@ -121,7 +121,7 @@ _WORDS: dict[str, dict[str, str]] = {
 
 def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> None:
     """Python's error of a keyword that does not exist, where the word is known, as one that names ours."""
-    found = re.search(r"got an unexpected keyword argument '(\w+)'", str(raised))
+    found = re.search(r"got (?:an unexpected|multiple values for) keyword argument '(\w+)'", str(raised))
     word = found.group(1) if found else ""
     known = {p.name: p.kind for signature in signatures for p in signature.parameters.values()}
     candidates = _WORDS.get(word, {})

@@ -54,7 +54,14 @@ def tree(path):
 def imports(path):
     """The dotted names that a file imports, each as deep as its text tells."""
     package = ("jaxnorm", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(tree(path)):
+    module = tree(path)
+    checked = [
+        n for n in ast.walk(module) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+    ]
+    never_run = {id(inner) for node in checked for inner in ast.walk(node)}
+    for node in ast.walk(module):
+        if id(node) in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
