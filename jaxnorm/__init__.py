@@ -3,6 +3,10 @@
 Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers.
 """
 
+import importlib
+import types
+import typing
+
 from jaxnorm._average import ema as ema
 from jaxnorm._banks import bank_norm as bank_norm
 from jaxnorm._banks import blended_batch_norm as blended_batch_norm
@@ -55,3 +59,18 @@ from jaxnorm._whitening import decorrelated_batch_norm as decorrelated_batch_nor
 from jaxnorm._whitening import initial_covariance as initial_covariance
 
 __version__ = "0.1.0"
+
+if typing.TYPE_CHECKING:
+    from jaxnorm import linen as linen
+    from jaxnorm import nnx as nnx
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """Flax's layers, imported when they are asked for: `import jaxnorm` alone imports no Flax."""
+    if name in ("linen", "nnx"):
+        return importlib.import_module(f"jaxnorm.{name}")
+    raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "linen", "nnx"})

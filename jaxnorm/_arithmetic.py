@@ -19,11 +19,31 @@ Maybe: TypeAlias = Any
 HEADROOM = 2.0**-32
 
 
+# Integers of few bits, and floats that lack a sign or almost every number: as x they count as float32.
+TINY = {
+    jnp.dtype(getattr(jnp, name))
+    for name in ("int2", "uint2", "int4", "uint4", "float4_e2m1fn", "float8_e8m0fnu")
+    if hasattr(jnp, name)
+}
+
+
 @functools.cache
 def promoted(*dtypes: Any) -> Any:
-    """The dtype that holds them all, also where the user forbids to promote implicitly: it is meant."""
+    """The dtype that holds them all, also where the user forbids to promote implicitly: it is meant.
+
+    JAX does not promote the tiny dtypes nor the floats of 8 bits; here they give way to any other float.
+    """
+    given = {jnp.dtype(jnp.int8) if jnp.dtype(d) in TINY else jnp.dtype(d) for d in dtypes}
+    wider = {d for d in given if not is_float8(d)}
+    if len(given) > 1 and wider != given:
+        given = wider if any(jnp.issubdtype(d, jnp.inexact) for d in wider) else {jnp.dtype(jnp.float32)}
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+        return functools.reduce(jnp.promote_types, given)
+
+
+def is_float8(dtype: Any) -> bool:
+    """Whether it is one of the floats of 8 bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 8
 
 
 def wide(dtype: Any) -> Any:

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import choose
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error
 from jaxnorm._sharding import state_as
 
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple with a field `weight`
@@ -88,22 +89,30 @@ def _check_states(function: str, old: Any, new: Any) -> None:
     """Two states of one kind, whose weight's shape is a prefix of every other field's."""
     for name, state in (("old", old), ("new", new)):
         if "weight" not in getattr(state, "_fields", ()):
-            raise TypeError(
-                f"{function}: {name} must be a NamedTuple with a field `weight`, got "
-                f"{type(state).__name__}; use, for example, jaxnorm.Moments."
+            raise error(
+                TypeError,
+                function,
+                f"{name} must be a NamedTuple with a field `weight`, got "
+                f"{type(state).__name__}; use, for example, jaxnorm.Moments.",
             )
     if new._fields != old._fields:
-        raise TypeError(
-            f"{function}: old has the fields {old._fields}, new {new._fields}; the two must be alike."
+        raise error(
+            TypeError,
+            function,
+            f"old has the fields {old._fields}, new {new._fields}; the two must be alike.",
         )
     for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
         if was != now:
-            raise ValueError(
-                f"{function}: old.{field} has shape {was}, new.{field} {now}; the two must be alike."
+            raise error(
+                ValueError,
+                function,
+                f"old.{field} has shape {was}, new.{field} {now}; the two must be alike.",
             )
         prefix = jnp.shape(old.weight)
         if was[: len(prefix)] != prefix:
-            raise ValueError(
-                f"{function}: weight of shape {prefix} is not a prefix of the shape of {field}, {was}; "
-                f"give one weight for all, or one for each entry of {field}'s first axes."
+            raise error(
+                ValueError,
+                function,
+                f"weight of shape {prefix} is not a prefix of the shape of {field}, {was}; "
+                f"give one weight for all, or one for each entry of {field}'s first axes.",
             )

@@ -1,6 +1,7 @@
 """Banks: a norm with a state for every domain or time step, and a state blended with the batch at hand."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +16,12 @@ from jaxnorm._batch import batch_norm, sound
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error, option, public
 from jaxnorm._moments import Moments, moments
 from jaxnorm._sharding import as_sums, beside
 
 
+@public
 def bank_norm(
     x: ArrayLike,
     stats: Any,
@@ -60,15 +63,19 @@ def bank_norm(
     """
     place = jnp.asarray(index)
     if place.ndim or not jnp.issubdtype(place.dtype, jnp.integer):
-        raise TypeError(
-            f"bank_norm: index must be an integer scalar, got {place.dtype} of shape {place.shape}; choose "
-            f"one state for the batch, and mask the samples of the others with `where`."
+        raise error(
+            TypeError,
+            "bank_norm",
+            f"index must be an integer scalar, got {place.dtype} of shape {place.shape}; choose "
+            f"one state for the batch, and mask the samples of the others with `{option('where')}`.",
         )
     sizes = {jnp.shape(v)[:1] for v in stats}
     if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise ValueError(
-            f"bank_norm: stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
-            f"first axis, of the states; start from initial_stats((states, *sizes))."
+        raise error(
+            ValueError,
+            "bank_norm",
+            f"stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
+            f"first axis, of the states; start from initial_stats((states, *sizes)).",
         )
     ((size,),) = sizes
     place = jnp.clip(indices(place), 0, size - 1)
@@ -79,7 +86,7 @@ def bank_norm(
     return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(beside(v, n), n, place, 0), bank, new)
 
 
-@compiled
+@partial(compiled, alpha=check.share)
 def blended_batch_norm(
     x: ArrayLike,
     stats: Moments,
@@ -118,11 +125,7 @@ def blended_batch_norm(
     features = check.axes("blended_batch_norm", feature_axis, x, "feature_axis")
     check.stats("blended_batch_norm", stats, x, features)
     weights = check.weights("blended_batch_norm", where, x)
-    if not check.traced(alpha) and not 0 <= alpha <= 1:
-        raise ValueError(
-            f"blended_batch_norm: alpha={alpha!r} is outside [0, 1]; it is the share of stats, 1 - alpha "
-            f"that of the batch: choose, for example, 0.9."
-        )
+    check.share("blended_batch_norm", alpha)
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}

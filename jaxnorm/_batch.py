@@ -173,8 +173,9 @@ def remembering(
 
 def either(function: str, train: Any, training: Any, evaluation: Any, values: Any, axis_name: Any) -> Any:
     """`training()` or `evaluation()`, a y and a state made of `values`, by a switch that may be traced."""
+    train = check.train(function, train)
     if not check.traced(train):
-        return training() if check.train(function, train) else evaluation()
+        return training() if train else evaluation()
     # the branches of a cond agree also in what they vary over
     every = devices.varying(*jax.tree.leaves(values))
     state = every - set(devices.bound(function, axis_name).names)

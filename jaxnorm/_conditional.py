@@ -12,6 +12,7 @@ from jaxnorm._arithmetic import choose, indices, one_plus, plus, wide
 from jaxnorm._batch import batch_norm
 from jaxnorm._core.recompute import root
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error
 from jaxnorm._moments import Moments, initial_stats, moments
 from jaxnorm._norms import instance_norm, layer_norm
 from jaxnorm._standardize import standardize
@@ -51,9 +52,8 @@ def film(
     """
     x = check.numbers("film", "x", x)
     features = check.axes("film", feature_axis, x, "feature_axis")
-    affine = {"scale": _of_samples("film", "scale", scale, x, features)}
-    affine |= {"bias": _of_samples("film", "bias", bias, x, features)}
-    return standardize(x, initial_stats(()), epsilon=0.0, dtype=dtype, **affine)
+    scale, bias = (_of_samples("film", n, v, x, features) for n, v in (("scale", scale), ("bias", bias)))
+    return standardize(x, initial_stats(()), scale=scale, bias=bias, epsilon=0.0, dtype=dtype)
 
 
 @compiled
@@ -92,9 +92,9 @@ def adaptive_layer_norm(
     return layer_norm(
         x,
         axis=features,
-        scale=_of_samples("adaptive_layer_norm", "scale", scale, x, features),
+        scale=_of_samples("adaptive_layer_norm", "scale", scale, x, features, "axis"),
         zero_centered_scale=True,
-        bias=_of_samples("adaptive_layer_norm", "bias", bias, x, features),
+        bias=_of_samples("adaptive_layer_norm", "bias", bias, x, features, "axis"),
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
@@ -140,12 +140,15 @@ def adaptive_instance_norm(
     check.not_batch("adaptive_instance_norm", feature_axis, features, x)
     sizes = tuple(x.shape[a] for a in features)
     if style.ndim != x.ndim or tuple(style.shape[a] for a in features) != sizes:
-        raise ValueError(
-            f"adaptive_instance_norm: style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on "
-            f"its feature axes {features}; give style as many axes and the same features."
+        raise error(
+            ValueError,
+            "adaptive_instance_norm",
+            f"style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on "
+            f"its feature axes {features}; give style as many axes and the same features.",
         )
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     axes = [a for a in range(1, x.ndim) if a not in features]
+    style_where = check.weights("adaptive_instance_norm", style_where, style, "style_where", "style")
     m = moments(style, axes, where=style_where, keepdims=True, **mapped)
     least = check.epsilon("adaptive_instance_norm", epsilon)
     return instance_norm(
@@ -198,10 +201,8 @@ def conditional_batch_norm(
     features = check.axes("conditional_batch_norm", feature_axis, x, "feature_axis")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"conditional_batch_norm: labels are {labels.dtype} of shape {labels.shape}, but x has shape "
-            f"{x.shape}; give one integer for every sample."
-        )
+        text = f"labels are {labels.dtype} of shape {labels.shape}, but x has shape {x.shape}"
+        raise error(ValueError, "conditional_batch_norm", f"{text}; give one integer for every sample.")
     labels = indices(labels)
     tables: dict[str, Any] = {"scale": scale, "bias": bias}
     unknown = labels < 0
@@ -252,9 +253,11 @@ def spade(
     return batch_norm(x, stats, train=train, scale=scale, bias=bias, feature_axis=feature_axis, **options)
 
 
-def _of_samples(function: str, name: str, value: Any, x: Array, features: tuple[int, ...]) -> Any:
+def _of_samples(
+    function: str, name: str, value: Any, x: Array, features: tuple[int, ...], by: str = "feature_axis"
+) -> Any:
     """[batch, *features] with as many axes as x; any other shape broadcasts."""
     value = check.numbers(function, name, value)
     if value.shape == (x.shape[0], *(x.shape[a] for a in features)):
         return value.reshape([n if a == 0 or a in features else 1 for a, n in enumerate(x.shape)])
-    return check.affine(function, name, value, x, features)
+    return check.affine(function, name, value, x, features, by=by)

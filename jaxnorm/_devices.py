@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxnorm._arithmetic import common
+from jaxnorm._messages import error
 from jaxnorm._sharding import alike, sharded_as
 
 
@@ -51,9 +52,11 @@ def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
     """Bound axis names, as a tuple."""
     if axis_name is None:
         if groups is not None:
-            raise ValueError(
-                f"{function}: axis_index_groups={groups!r} divides a named axis, but axis_name is None; "
-                f"give the axis's name as axis_name."
+            raise error(
+                ValueError,
+                function,
+                f"axis_index_groups={groups!r} divides a named axis, but axis_name is None; "
+                f"give the axis's name as axis_name.",
             )
         return Names()
     found = []
@@ -64,17 +67,21 @@ def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
         except NameError:
             if isinstance(given, IfBound):
                 continue
-            raise ValueError(
-                f"{function}: axis_name={name!r} is not bound here; call it inside jax.shard_map, "
+            raise error(
+                ValueError,
+                function,
+                f"axis_name={name!r} is not bound here; call it inside jax.shard_map, "
                 f"jax.pmap or jax.vmap with that axis name, leave axis_name out (plain jit with sharded "
-                f"arrays needs none), or give IfBound({name!r}), which is local where the name is missing."
+                f"arrays needs none), or give IfBound({name!r}), which is local where the name is missing.",
             ) from None
         found.append(name)
-    if not found:  # nothing to divide
-        return Names()
-    if groups is not None:
-        groups = tuple(tuple(int(i) for i in group) for group in groups)
-    return Names(tuple(found), groups)
+    return named(found, groups) if found else Names()  # no group where there is nothing to divide
+
+
+def named(axis_name: Any, groups: Any = None) -> Names:
+    """Axis names and groups as they were given, as tuples."""
+    names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    return Names(tuple(names), None if groups is None else tuple(tuple(map(int, g)) for g in groups))
 
 
 @contextlib.contextmanager
@@ -85,19 +92,23 @@ def explained(function: str, over: Names) -> Iterator[None]:
     except NotImplementedError:
         if over.groups is None:
             raise
-        raise ValueError(
-            f"{function}: axis_index_groups={over.groups}: JAX takes groups only under jax.pmap and under "
+        raise error(
+            ValueError,
+            function,
+            f"axis_index_groups={over.groups}: JAX takes groups only under jax.pmap and under "
             f"jax.shard_map(check_vma=False); instead, make the mesh axis {over.names} two axes, one "
-            f"across the groups and one within, and give the inner one as axis_name."
+            f"across the groups and one within, and give the inner one as axis_name.",
         ) from None
     except AssertionError:
         here = jax.sharding.get_abstract_mesh().axis_names
         inner = [name for name in over.names if name not in here]
         if not here or not inner:
             raise
-        raise ValueError(
-            f"{function}: axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
-            f"jax.shard_map(check_vma=False) only; use that, or reduce that axis as an axis of x."
+        raise error(
+            ValueError,
+            function,
+            f"axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
+            f"jax.shard_map(check_vma=False) only; use that, or reduce that axis as an axis of x.",
         ) from None
 
 

@@ -58,6 +58,7 @@ def evonorm_b0(
     function = "evonorm_b0"
 
     def response(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:
+        check.real(function, "x", b.x)
         check.not_batch(function, feature_axis, b.features, b.x)
         scale, bias, weights = (b.options[k] for k in ("scale", "bias", "where"))
         v = check.affine(function, "slope", slope, b.x, b.features)
@@ -132,6 +133,7 @@ def evonorm_s0(
     """
     function = "evonorm_s0"
     x = check.numbers(function, "x", x)
+    check.real(function, "x", x)
     (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
     check.not_batch(function, feature_axis, (f,), x)
     groups = check.groups(function, num_groups, group_size, feature_axis, x)

@@ -15,6 +15,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnorm import _banks, _conditional, _evonorm, _inputs, _renorm, _switchable, _whitening
+from jaxnorm import _checks as check
 from jaxnorm import _layer_parts as parts
 from jaxnorm import _state_layers as state
 from jaxnorm._layer_parts import Shape, fields
@@ -69,6 +70,12 @@ def _signature(conditions: tuple[str, ...]) -> inspect.Signature:
     return inspect.Signature([*known, inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)])
 
 
+def _count(layer: Any, field: str) -> int:
+    """A field that says how many there are."""
+    name, remedy = type(layer).__name__, "choose 1 or more"
+    return check.integer(name, field, getattr(layer, field), least=1, remedy=remedy)
+
+
 @fields
 class BatchRenorm(Remembering):
     function = staticmethod(_renorm.batch_renorm)
@@ -93,7 +100,7 @@ class Bank(Remembering):
     size: ClassVar[str]  # the field that tells how many
 
     def initial(self, features: Shape, dtype: DTypeLike) -> dict[str, Array]:
-        return super().initial((getattr(self, self.size), *features), dtype)
+        return super().initial((_count(self, self.size), *features), dtype)
 
     def stats(self, x: Array, mean: Array, var: Array, weight: Any) -> Any:
         return Moments(*jax.vmap(partial(super().stats, x))(mean, var, weight))
@@ -119,7 +126,8 @@ class ConditionalBatchNorm(Remembering):
     num_classes: int
 
     def shapes(self, features: Shape) -> dict[str, Shape]:
-        return {name: (self.num_classes, *shape) for name, shape in super().shapes(features).items()}
+        classes = _count(self, "num_classes")
+        return {name: (classes, *shape) for name, shape in super().shapes(features).items()}
 
 
 @fields

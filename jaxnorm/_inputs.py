@@ -15,6 +15,7 @@ from jaxnorm._batch import remember, sound
 from jaxnorm._core.normalize import given, normalize
 from jaxnorm._core.recompute import remat
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._sharding import as_sums, state_as
 from jaxnorm._standardize import standardize, unstandardize
@@ -118,13 +119,15 @@ def input_norm(
     if decay is not None:
         check.decay(function, decay)
     if clip is not None:
+        check.real(function, "x", x)
         check.at_least(function, "clip", clip, 0)
     weights = check.weights(function, where, x)
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     devices.bound(function, axis_name, axis_index_groups)
     axes = tuple(a for a in range(x.ndim) if a not in features)
     new = old = Moments(*map(jnp.asarray, stats))
-    if check.traced(train) or check.train(function, train):
+    train = check.train(function, train)
+    if check.traced(train) or train:
         m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
@@ -193,11 +196,13 @@ def pop_art(
         for name, v in (("kernel", kernel), ("bias", bias), ("targets", targets))
     )
     check.decay("pop_art", decay)
-    check.stats("pop_art", stats, targets, (targets.ndim - 1,))
+    check.stats("pop_art", stats, targets, (targets.ndim - 1,), "targets")
     if not kernel.shape[-1:] == bias.shape == targets.shape[-1:]:
-        raise ValueError(
-            f"pop_art: kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and "
-            f"{targets.shape}; give all the same number of outputs, on the last axis."
+        raise error(
+            ValueError,
+            "pop_art",
+            f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and "
+            f"{targets.shape}; give all the same number of outputs, on the last axis.",
         )
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     m = counted(moments(targets, range(targets.ndim - 1), where=where, **mapped))

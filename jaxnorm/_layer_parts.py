@@ -15,6 +15,7 @@ from jax import Array
 from jax.nn import initializers
 
 from jaxnorm import _layers as layers
+from jaxnorm._messages import Named
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -27,7 +28,7 @@ def fields(cls: type[T]) -> type[T]:
 
 
 @fields
-class Layer:
+class Layer(Named):
     """`function` by the layer's parameters and by those of its fields that `options` names."""
 
     function: ClassVar[Callable[..., Any]]
@@ -110,6 +111,8 @@ def own(
 ) -> dict[str, Any]:
     """The layer's parameters, in x's shapes, the dtype that they give y, and the devices that it meets."""
     shapes = layer.shapes(layers.feature_shape(layer, x, layer.features))
+    if hasattr(layer, "num_features"):
+        layers.check_width(layer, x, layer.features)
     for name, value in stored.items():
         if value.size != math.prod(shapes[name]):
             raise ValueError(layers.misfit(layer, x, layer.features, value.shape[-1]))

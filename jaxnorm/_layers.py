@@ -12,11 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm import _norms
+from jaxnorm._arithmetic import TINY, is_float8, promoted
+from jaxnorm._messages import calling
 
 Axes = int | Sequence[int]
 
@@ -58,6 +61,7 @@ def group_norm(
             "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
             f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."
         )
+    num_groups, group_size = as_ints("GroupNorm", num_groups=num_groups, group_size=group_size).values()
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             "GroupNorm: Either `num_groups` or `group_size` should be specified. If `group_size` is to "
@@ -85,7 +89,10 @@ def instance_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> 
 
 def feature_shape(layer: Any, x: Array, axes: Axes) -> tuple[int, ...]:
     """The sizes of x's feature axes, ascending: the shape of one value a feature."""
-    return tuple(x.shape[a] for a in check.axes(type(layer).__name__, axes, x))
+    with calling(type(layer).__name__, words(layer)):
+        if not isinstance(x, Array | np.ndarray):
+            x = check.numbers("layer", "x", x)
+        return tuple(x.shape[a] for a in check.axes("layer", axes, x, "feature_axis"))
 
 
 def per_feature(layer: Any, value: Array, x: Array, axes: Axes) -> Array:
@@ -99,10 +106,23 @@ def per_feature(layer: Any, value: Array, x: Array, axes: Axes) -> Array:
 
 
 def misfit(layer: Any, x: Array, axes: Axes, size: Any) -> str:
+    option = words(layer)["feature_axis"]
+    elsewhere = check.elsewhere((size,), x, option) if hasattr(layer, option) else ""
     return (
         f"{type(layer).__name__}: {size} stored features do not fit axis {axes} of x, shape {x.shape}; "
-        f"choose a layer of {math.prod(feature_shape(layer, x, axes))} features."
+        f"choose a layer of {math.prod(feature_shape(layer, x, axes))} features{elsewhere}."
     )
+
+
+def as_ints(layer: str, **values: Any) -> dict[str, Any]:
+    """Options that are ints or None, as Python has them."""
+    return {name: v if v is None else check.integer(layer, name, v) for name, v in values.items()}
+
+
+def check_width(layer: Any, x: Array, axes: Axes) -> None:
+    """An nnx layer without parameters is of a width, too."""
+    if math.prod(feature_shape(layer, x, axes)) != layer.num_features:
+        raise ValueError(misfit(layer, x, axes, layer.num_features))
 
 
 def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
@@ -146,9 +166,8 @@ def result_dtype(layer: Any, *arrays: Any) -> DTypeLike:
     """Flax's dtype of y: the layer's, or what x and the parameters promote to; of integers float32."""
     dtype = layer.dtype
     if dtype is None:
-        with promotion():
-            dtype = jnp.result_type(*(a for a in arrays if a is not None))
-            return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
+        dtype = _common(*(a for a in arrays if a is not None))
+        return dtype if jnp.issubdtype(dtype, jnp.inexact) and dtype not in TINY else jnp.float32
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(
             f"{type(layer).__name__}: Dtype must be inexact: {dtype}; choose a floating or complex one."
@@ -158,8 +177,16 @@ def result_dtype(layer: Any, *arrays: Any) -> DTypeLike:
 
 def mean_dtype(like: Array | DTypeLike, *others: DTypeLike | None) -> DTypeLike:
     """A stored mean is float32 or wider, as `like` is, and complex if that or any other is."""
+    return _common(jnp.float32, like, *filter(_is_complex, others))
+
+
+def _common(*values: Any) -> Any:
+    """What JAX promotes arrays and dtypes to; those that it does not promote count as in `promoted`."""
+    dtypes = [v.dtype if isinstance(v, Array | np.ndarray) else jnp.dtype(v) for v in values]
+    if any(d in TINY or is_float8(d) for d in dtypes):
+        return promoted(*dtypes)
     with promotion():
-        return jnp.result_type(jnp.float32, like, *filter(_is_complex, others))
+        return jnp.result_type(*values)
 
 
 def stats_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
@@ -184,7 +211,20 @@ def call(
 ) -> Any:
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # it meets complex parameters
-    return function(x, epsilon=layer.epsilon, where=where(mask, weights), **options)
+    with calling(type(layer).__name__, words(layer, mask)):
+        return function(x, epsilon=layer.epsilon, where=where(mask, weights), **options)
+
+
+def words(layer: Any, mask: Any = None) -> dict[str, str]:
+    """A layer's words for the options of its function."""
+    features = "feature_axes" if hasattr(layer, "feature_axes") else "axis"
+    return {
+        "where": "weights" if mask is None else "mask",
+        "decay": "momentum",
+        "train": "use_running_average",
+        "feature_axis": features,
+        "axis": next((name for name in ("reduction_axes", "axis") if hasattr(layer, name)), features),
+    }
 
 
 def _is_complex(dtype: DTypeLike | None) -> bool:

@@ -12,6 +12,7 @@ from jaxnorm._arithmetic import times, wide
 from jaxnorm._core.normalize import normalized
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error
 from jaxnorm._norms import rms_norm
 from jaxnorm._weights import weight_norm
 
@@ -87,9 +88,10 @@ def pixel_norm(
     >>> jn.pixel_norm(jnp.array([[1.0, 7.0]]))
     Array([[0.2, 1.4]], dtype=float32)
     """
+    x = check.numbers("pixel_norm", "x", x)
     return rms_norm(
         x,
-        axis=feature_axis,
+        axis=check.axes("pixel_norm", (feature_axis,), x, "feature_axis"),
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
@@ -133,9 +135,11 @@ def weight_demodulate(
     kernel = check.numbers("weight_demodulate", "kernel", kernel)
     style = check.numbers("weight_demodulate", "style", style)
     if kernel.ndim < 2 or style.shape[1:] != kernel.shape[-2:-1]:
-        raise ValueError(
-            f"weight_demodulate: style of shape {style.shape} does not fit kernel, shape {kernel.shape}; "
-            f"give kernel as [..., inputs, outputs] and style as [samples, inputs]."
+        raise error(
+            ValueError,
+            "weight_demodulate",
+            f"style of shape {style.shape} does not fit kernel, shape {kernel.shape}; "
+            f"give kernel as [..., inputs, outputs] and style as [samples, inputs].",
         )
     samples, inputs = style.shape
     factor = style.reshape(samples, *(1,) * (kernel.ndim - 2), inputs, 1)

@@ -17,6 +17,7 @@ from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import divide, statistics, usable, variance
 from jaxnorm._core.types import Moments as Moments
 from jaxnorm._eager import compiled
+from jaxnorm._messages import public
 from jaxnorm._sharding import alike, fitted
 from jaxnorm._xla.reads import Reads
 
@@ -175,6 +176,7 @@ def combine(
     return Moments(*(jnp.squeeze(v, axes) for v in m))
 
 
+@public
 def initial_stats(
     shape: int | Sequence[int], *, weight: float = 1.0, dtype: DTypeLike = jnp.float32
 ) -> Moments:
@@ -196,6 +198,7 @@ def initial_stats(
     >>> [v.tolist() for v in jn.initial_stats(2)]
     [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     """
+    shape = check.sizes("initial_stats", "shape", shape, "x.shape[-1:]")
     dtype = check.wide_dtype("initial_stats", "dtype", dtype)
     check.at_least("initial_stats", "weight", weight, 0)
     real = jnp.finfo(dtype).dtype

@@ -11,6 +11,7 @@ from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
 from jaxnorm._batch import sound
 from jaxnorm._layer_parts import fields
+from jaxnorm._messages import Named, calling
 from jaxnorm._moments import Moments
 from jaxnorm._standardize import standardize, unstandardize
 
@@ -19,7 +20,7 @@ PLACES = dict.fromkeys(("kernel", "bias"), "params") | dict.fromkeys(Moments._fi
 
 
 @fields
-class PopArt:
+class PopArt(Named):
     """The framework's part gives `values`, by name, and takes them back."""
 
     momentum: Any = 0.999
@@ -37,16 +38,17 @@ class PopArt:
         return y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + bias.shape)
 
     def updated(self, values: dict[str, Array], targets: Array, mask: Any, weights: Any) -> dict[str, Array]:
-        kernel, bias, stats = _inputs.pop_art(
-            values["kernel"],
-            values["bias"],
-            self.moments(values),
-            targets,
-            decay=self.momentum,
-            epsilon=self.epsilon,
-            where=layers.where(mask, weights),
-            **layers.devices(self),
-        )
+        with calling("PopArt", layers.words(self, mask)):
+            kernel, bias, stats = _inputs.pop_art(
+                values["kernel"],
+                values["bias"],
+                self.moments(values),
+                targets,
+                decay=self.momentum,
+                epsilon=self.epsilon,
+                where=layers.where(mask, weights),
+                **layers.devices(self),
+            )
         return {"kernel": kernel, "bias": bias, **stats._asdict()}
 
     def normalized(self, values: dict[str, Array], targets: Array) -> Array:

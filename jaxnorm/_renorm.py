@@ -8,10 +8,11 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import choose, times
+from jaxnorm._arithmetic import choose, divide, times
 from jaxnorm._batch import Batch, remembering
 from jaxnorm._core.normalize import normalize
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error, option
 from jaxnorm._moments import Moments, combine
 from jaxnorm._norms import split
 
@@ -94,9 +95,9 @@ def _corrections(m: Moments, epsilon: Array, old: Moments, r_max: Array, d_max: 
     old = Moments(*(o.astype(v.dtype) for o, v in zip(old, m, strict=True)))
     epsilon, most, farthest = (v.astype(m.var.dtype) for v in (epsilon, r_max, d_max))
     sigma, before = (jnp.sqrt(s.var + epsilon) for s in (m, old))
-    r, d = sigma / before, (m.mean - old.mean) / before
+    r, d = divide(sigma, before), divide(m.mean - old.mean, before)
     far = jnp.abs(d)
-    d = times(d, choose(far > farthest, farthest / far, 1))
+    d = times(d, choose(far > farthest, divide(jnp.broadcast_to(farthest, far.shape), far), 1))
     both = (m.weight > 0) & (old.weight > 0)
     return choose(both, jnp.clip(r, 1 / most, most), 1), choose(both, d, 0)
 
@@ -138,19 +139,24 @@ def ghost_batch_norm(
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
 
+    remedy = "choose a divisor of the batch size"
+    parts = check.integer("ghost_batch_norm", "num_ghosts", num_ghosts, least=1, remedy=remedy)
+
     def training(b: Batch) -> tuple[Array, Moments]:
         check.not_batch("ghost_batch_norm", feature_axis, b.features, b.x)
         size = b.x.shape[0]
-        if num_ghosts < 1 or size % num_ghosts:
-            raise ValueError(
-                f"ghost_batch_norm: num_ghosts={num_ghosts} does not divide axis 0 of x, shape {b.x.shape}; "
-                f"choose a divisor of {size}, or pad x and mask the padding with `where`."
+        if size % parts:
+            raise error(
+                ValueError,
+                "ghost_batch_norm",
+                f"num_ghosts={parts} does not divide axis 0 of x, shape {b.x.shape}; "
+                f"choose a divisor of {size}, or pad x and mask the padding with `{option('where')}`.",
             )
 
-        options = b.options | {k: split(b.options[k], 0, num_ghosts) for k in ("scale", "bias", "where")}
+        options = b.options | {k: split(b.options[k], 0, parts) for k in ("scale", "bias", "where")}
         mapped = {k: options.pop(k) for k in ("axis_name", "axis_index_groups")}
         axes, features = (tuple(a + 1 for a in group) for group in (b.axes, b.features))
-        y, m = normalize("ghost_batch_norm", split(b.x, 0, num_ghosts), axes, features, **options)
+        y, m = normalize("ghost_batch_norm", split(b.x, 0, parts), axes, features, **options)
         m = combine(m, 0, **mapped)  # the part's own batch axis stays, of size 1
         return y.reshape(b.x.shape), m
 

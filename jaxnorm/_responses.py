@@ -98,7 +98,7 @@ def local_response_norm(
     """
     x = check.numbers("local_response_norm", "x", x)
     (f,) = check.axes("local_response_norm", (feature_axis,), x, "feature_axis")
-    check.at_least("local_response_norm", "size", size, 1)
+    size = check.integer("local_response_norm", "size", size, least=1, remedy="choose 1 or more")
 
     @remat
     def normalized(v: Array) -> Array:
@@ -153,6 +153,8 @@ def filter_response_norm(
     x = check.numbers(function, "x", x)
     features = check.axes(function, feature_axis, x, "feature_axis")
     check.not_batch(function, feature_axis, features, x)
+    if threshold is not None:
+        check.real(function, "x", x)
     weights = check.weights(function, where, x)
     scale, bias, least, learned = (
         check.affine(function, name, v, x, features)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, choose, divide, wide
 from jaxnorm._core.recompute import kept, remat, root
+from jaxnorm._messages import error, public
 from jaxnorm._sharding import replicated, state_as, whole
 from jaxnorm._trees import Select, mapped
 
@@ -27,6 +28,7 @@ class SpectralStats(NamedTuple):
     sigma: Array  # [] the singular value
 
 
+@public
 def initial_spectral_stats(params: Any, key: Array, *, select: Select = None) -> Any:
     """The state of `spectral_norm` before training: random vectors, and sigma 1.
 
@@ -62,6 +64,7 @@ def initial_spectral_stats(params: Any, key: Array, *, select: Select = None) ->
     return mapped(function, start, params, keys, select, otherwise=lambda _: None)
 
 
+@public
 def spectral_norm(
     params: Any,
     stats: Any,
@@ -100,7 +103,7 @@ def spectral_norm(
     >>> print(stats.sigma.round(3), w.round(3).tolist())
     3.0 [[1.0, 0.0], [0.0, 0.333]]
     """
-    check.at_least("spectral_norm", "n_steps", n_steps, 1)
+    n_steps = check.integer("spectral_norm", "n_steps", n_steps, least=1, remedy="choose 1 or more")
     least = check.epsilon("spectral_norm", epsilon)
     # a few rows against a matrix: exact products cost nothing, and sigma is their sum
     einsum = partial(jnp.einsum, precision="highest")
@@ -111,6 +114,8 @@ def spectral_norm(
 
     def divided(v: Array, s: SpectralStats) -> tuple[Array, SpectralStats]:
         _check_spectral(v, s)
+        if not v.size:  # without a singular value
+            return v.astype(dtype or v.dtype), s
 
         @remat
         def by_sigma(matrix: Array, start: Array) -> tuple[Array, Array, Array]:
@@ -141,12 +146,16 @@ def spectral_norm(
 
 def _check_spectral(v: Array, s: SpectralStats) -> None:
     if s.u.shape != (1, *v.shape[-1:]):
-        raise ValueError(
-            f"spectral_norm: u has shape {s.u.shape}, but a weight of shape {v.shape} needs "
-            f"{(1, *v.shape[-1:])}; start from initial_spectral_stats(params, key)."
+        raise error(
+            ValueError,
+            "spectral_norm",
+            f"u has shape {s.u.shape}, but a weight of shape {v.shape} needs "
+            f"{(1, *v.shape[-1:])}; start from initial_spectral_stats(params, key).",
         )
     if jnp.iscomplexobj(v) != jnp.iscomplexobj(s.u):
-        raise TypeError(
-            f"spectral_norm: a weight is {v.dtype} but its u is {s.u.dtype}; start from "
-            "initial_spectral_stats(params, key)."
+        raise error(
+            TypeError,
+            "spectral_norm",
+            f"a weight is {v.dtype} but its u is {s.u.dtype}; start from "
+            "initial_spectral_stats(params, key).",
         )

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxnorm import _batch, _moments, _spectral, _weights
 from jaxnorm import _checks as check
 from jaxnorm import _layers as layers
+from jaxnorm._messages import calling
 from jaxnorm._moments import Moments
 
 
@@ -24,6 +25,8 @@ def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen
     """
     if frozen:
         return False, False
+    with calling(type(layer).__name__):
+        use_running_average = check.train("layer", use_running_average, "use_running_average")
     traced = check.traced(use_running_average)
     train = jnp.logical_not(use_running_average) if traced else not use_running_average
     if update_stats is None:
@@ -144,7 +147,8 @@ def mark(var: Any) -> Any:
 def weight_norm(layer: Any, v: Array, scale: Array | None) -> Array:
     dtype = layers.result_dtype(layer, v, scale)
     options = {"feature_axis": layer.feature_axes, "epsilon": layer.epsilon, "select": _every}
-    return _weights.weight_norm(v, scale=scale, dtype=dtype, **options)
+    with calling(type(layer).__name__, layers.words(layer)):
+        return _weights.weight_norm(v, scale=scale, dtype=dtype, **options)
 
 
 def weight_scale(layer: Any, v: Array, key: Array | None) -> Array:
@@ -158,7 +162,8 @@ def weight_scale(layer: Any, v: Array, key: Array | None) -> Array:
 def spectral_norm(layer: Any, v: Array, u: Array, sigma: Array) -> tuple[Array, dict[str, Array]]:
     dtype = layers.result_dtype(layer, v, u)
     options = {"n_steps": layer.n_steps, "epsilon": layer.epsilon, "dtype": dtype}
-    w, stats = _spectral.spectral_norm(v, _spectral.SpectralStats(u, sigma), **options)
+    with calling(type(layer).__name__):
+        w, stats = _spectral.spectral_norm(v, _spectral.SpectralStats(u, sigma), **options)
     return w, stats._asdict()
 
 

@@ -13,6 +13,7 @@ from jaxnorm._batch import Batch, remembering, stored
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat, seen
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error
 from jaxnorm._moments import Moments, combine, moments
 
 
@@ -60,9 +61,10 @@ def switchable_norm(
     logits = jnp.asarray(mean_logits), jnp.asarray(var_logits)
     for name, v in zip(("mean", "var"), logits, strict=True):
         if v.shape != (3,) or not jnp.issubdtype(v.dtype, jnp.floating):
-            raise ValueError(
-                f"{function}: {name}_logits are {v.dtype} of shape {v.shape}; give three floats: instance, "
-                f"layer, batch."
+            raise error(
+                ValueError,
+                function,
+                f"{name}_logits are {v.dtype} of shape {v.shape}; give three floats: instance, layer, batch.",
             )
 
     def normalized(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:

@@ -9,10 +9,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import choose, plus, times
+from jaxnorm._arithmetic import plus, times
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error, public
 from jaxnorm._norms import rms_norm
 
 
@@ -112,11 +113,11 @@ def partial_rms_norm(
     """
     x = check.numbers("partial_rms_norm", "x", x)
     (f,) = check.axes("partial_rms_norm", (feature_axis,), x, "feature_axis")
-    if not 1 <= num_features <= x.shape[f]:
-        raise ValueError(
-            f"partial_rms_norm: num_features={num_features} is out of range for axis {feature_axis} of x, "
-            f"shape {x.shape}; choose from 1 to {x.shape[f]}."
-        )
+    remedy = f"choose from 1 to {x.shape[f]}"
+    num_features = check.integer("partial_rms_norm", "num_features", num_features, least=1, remedy=remedy)
+    if num_features > x.shape[f]:
+        text = f"num_features={num_features} is out of range for axis {feature_axis} of x, shape {x.shape}"
+        raise error(ValueError, "partial_rms_norm", f"{text}; {remedy}.")
     first = lax.broadcasted_iota(int, [n if a == f else 1 for a, n in enumerate(x.shape)], f) < num_features
     weights = check.weights("partial_rms_norm", where, x)
     return rms_norm(
@@ -132,6 +133,7 @@ def partial_rms_norm(
     )
 
 
+@public
 def qk_norm(
     query: ArrayLike,
     key: ArrayLike,
@@ -226,6 +228,7 @@ def dynamic_erf(
     >>> jn.dynamic_erf(jnp.array([0.0, 100.0]), 0.5, 0.0).round(5)
     Array([0., 1.], dtype=float32)
     """
+    check.real("dynamic_erf", "x", check.numbers("dynamic_erf", "x", x))
     return _squashed("dynamic_erf", lax.erf, x, alpha, shift, scale, bias, feature_axis, dtype)
 
 

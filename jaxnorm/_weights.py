@@ -12,12 +12,14 @@ from jaxnorm import _checks as check
 from jaxnorm._arithmetic import times, wide
 from jaxnorm._core.normalize import given, normalized
 from jaxnorm._core.recompute import kept, remat, root
+from jaxnorm._messages import public
 from jaxnorm._moments import moments
 from jaxnorm._trees import Select, mapped
 
 Axes = int | Iterable[int] | None
 
 
+@public
 def weight_norm(
     params: Any,
     *,
@@ -74,6 +76,7 @@ def weight_norm(
     return mapped("weight_norm", at_length, params, scale, select)
 
 
+@public
 def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = None) -> Any:
     """The lengths of weights: the scale with which `weight_norm` changes nothing.
 
@@ -102,6 +105,7 @@ def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = Non
     return mapped("weight_lengths", length, params, None, select, otherwise=lambda _: None)
 
 
+@public
 def weight_standardize(
     params: Any,
     *,

@@ -16,6 +16,7 @@ from jaxnorm._core.recompute import kept, remat, seen
 from jaxnorm._core.roots import einsum, inverse_root, newton_root
 from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
+from jaxnorm._messages import error, option, public
 from jaxnorm._moments import moments
 from jaxnorm._sharding import gathered, replicated, sharded_as, state_as, whole
 
@@ -36,6 +37,7 @@ class Covariance(NamedTuple):
     weight: Array  # [groups] 0 is the empty sample
 
 
+@public
 def initial_covariance(
     features: int, *, group_size: int | None = None, weight: float = 1.0, dtype: DTypeLike = jnp.float32
 ) -> Covariance:
@@ -57,6 +59,7 @@ def initial_covariance(
     """
     dtype = check.wide_dtype("initial_covariance", "dtype", dtype)
     check.at_least("initial_covariance", "weight", weight, 0)
+    features = check.integer("initial_covariance", "features", features, least=0, remedy="choose 0 or more")
     size = features if group_size is None else group_size
     groups = check.groups("initial_covariance", None, size, 0, jnp.zeros(features))
     identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (groups, size, size))
@@ -115,7 +118,7 @@ def decorrelated_batch_norm(
     if decay is not None:
         check.decay(function, decay)
     if iterations is not None:
-        check.at_least(function, "iterations", iterations, 0)
+        iterations = check.integer(function, "iterations", iterations, least=0, remedy="choose 0 or more")
     scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
     least = check.epsilon(function, epsilon)
     old = Covariance(*map(jnp.asarray, stats))
@@ -210,20 +213,21 @@ def _grouped(x: Array, f: int, mean: Array) -> Array:
 
 def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:
     if not isinstance(stats, Covariance):
-        raise TypeError(
-            f"{function}: stats must be a Covariance, got {type(stats).__name__}; start from "
-            f"initial_covariance({x.shape[f]})."
-        )
+        kind, start = type(stats).__name__, f"initial_covariance({x.shape[f]})"
+        raise error(TypeError, function, f"stats must be a Covariance, got {kind}; start from {start}.")
     shape = jnp.shape(stats.mean)
     if shape[:1] != jnp.shape(stats.weight) or shape[0] * shape[1] != x.shape[f]:
-        raise ValueError(
-            f"{function}: stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features; "
-            f"start from initial_covariance({x.shape[f]})."
+        raise error(
+            ValueError,
+            function,
+            f"stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features; "
+            f"start from initial_covariance({x.shape[f]}).",
         )
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"{function}: x is {x.dtype}; give its real and imaginary parts as features.")
+    check.real(function, "x", x)
     if where is not None and where.shape[f] != 1:
-        raise ValueError(
-            f"{function}: where of shape {where.shape} differs between features, which a covariance cannot "
-            f"have; give it size 1 on axis {f}."
+        raise error(
+            ValueError,
+            function,
+            f"{option('where')} of shape {where.shape} differs between features, which a covariance cannot "
+            f"have; give it size 1 on axis {f}.",
         )

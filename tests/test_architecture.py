@@ -20,10 +20,11 @@ LAYER_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("li
 
 # What stands on a floor imports lower floors only. A file may become a folder of the same name.
 FLOORS = [
-    {"_sharding"},
-    {"_arithmetic", "_eager", "_rule"},
+    {"_sharding", "_messages"},
+    {"_arithmetic", "_options"},
+    {"_axes"},
     {"_checks", "_devices", "_forms", "_remat"},
-    {"_passes"},
+    {"_passes", "_eager"},
     {"_over"},
     {"_pivot", "_law", "_trees"},
     {"_sums", "_rows", "_origin"},
@@ -53,7 +54,14 @@ def tree(path):
 def imports(path):
     """The dotted names that a file imports, each as deep as its text tells."""
     package = ("jaxnorm", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(tree(path)):
+    module = tree(path)
+    checked = [
+        n for n in ast.walk(module) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+    ]
+    never_run = {id(inner) for node in checked for inner in ast.walk(node)}
+    for node in ast.walk(module):
+        if id(node) in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

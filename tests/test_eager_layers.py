@@ -43,7 +43,7 @@ def test_an_option_that_changes_is_seen():
     norm(X)
     np.testing.assert_allclose(norm.mean[...], jnp.mean(X, 0))
     norm.epsilon = -1.0
-    with pytest.raises(ValueError, match=r"batch_norm: epsilon=-1\.0 is not a number >= 0"):
+    with pytest.raises(ValueError, match=r"BatchNorm: epsilon=-1\.0 is not a number >= 0"):
         norm(X)
 
 

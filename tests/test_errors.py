@@ -71,7 +71,34 @@ VALUES = [
     (
         lambda: jn.layer_norm(X, scale=jnp.ones(3)),
         "layer_norm: scale of shape (3,) is neither the sizes (4,) of the feature axes (2,) nor "
+        "broadcastable to x, shape (2, 3, 4); give it one of these shapes, or choose feature_axis=1, which "
+        "has that size.",
+    ),
+    (
+        lambda: jn.layer_norm(X, scale=jnp.ones(5)),
+        "layer_norm: scale of shape (5,) is neither the sizes (4,) of the feature axes (2,) nor "
         "broadcastable to x, shape (2, 3, 4); give it one of these shapes.",
+    ),
+    (
+        lambda: jn.adaptive_layer_norm(X, jnp.ones(3), jnp.ones(4)),
+        "adaptive_layer_norm: scale of shape (3,) is neither the sizes (4,) of the feature axes (2,) nor "
+        "broadcastable to x, shape (2, 3, 4); give it one of these shapes, or choose axis=1, which has that "
+        "size.",
+    ),
+    (
+        lambda: jn.layer_norm(X, where=jnp.ones((2, 3), bool)),
+        "layer_norm: where of shape (2, 3) does not broadcast to x, shape (2, 3, 4); it has the sizes of x's "
+        "first axes: give where[..., None].",
+    ),
+    (
+        lambda: train(where=jnp.ones(2)),
+        "batch_norm: where of shape (2,) does not broadcast to x, shape (2, 3, 4); it has the sizes of x's "
+        "first axes: give where[..., None, None].",
+    ),
+    (
+        lambda: jn.adaptive_instance_norm(X, X, style_where=jnp.ones((2, 3))),
+        "adaptive_instance_norm: style_where of shape (2, 3) does not broadcast to style, shape (2, 3, 4); "
+        "it has the sizes of style's first axes: give style_where[..., None].",
     ),
     (
         lambda: jn.group_norm(X, 2, where=jnp.ones((3, 3, 1), bool)),
@@ -80,18 +107,28 @@ VALUES = [
     ),
     (
         lambda: jn.standardize(X, jn.initial_stats((3,))),
-        "standardize: m.mean of shape (3,) does not broadcast to x, shape (2, 3, 4); give it "
-        "the sizes of x, or 1, on x's last axes.",
+        "standardize: m.mean of shape (3,) does not broadcast to x, shape (2, 3, 4); take the moments with "
+        "keepdims=True, or give it the sizes of x, or 1, on x's last axes.",
     ),
     (
-        lambda: jn.unstandardize(X, STATS, bias=jnp.ones(2)),
-        "unstandardize: bias of shape (2,) does not broadcast to y, shape (2, 3, 4); give it "
+        lambda: jn.standardize(X, jn.moments(X, 2)),
+        "standardize: m.mean of shape (2, 3) does not broadcast to x, shape (2, 3, 4); take the moments with "
+        "keepdims=True, or give it the sizes of x, or 1, on x's last axes.",
+    ),
+    (
+        lambda: jn.unstandardize(X, STATS, bias=jnp.ones(5)),
+        "unstandardize: bias of shape (5,) does not broadcast to y, shape (2, 3, 4); give it "
         "the sizes of y, or 1, on y's last axes.",
     ),
     # states
     (
         lambda: jn.batch_norm(X, jn.initial_stats((3,)), train=True),
         "batch_norm: stats.mean has shape (3,), but x, shape (2, 3, 4), has (4,) on its feature "
+        "axes (2,); start from initial_stats((4,)), or choose feature_axis=1, which has that size.",
+    ),
+    (
+        lambda: jn.batch_norm(X, jn.initial_stats((5,)), train=True),
+        "batch_norm: stats.mean has shape (5,), but x, shape (2, 3, 4), has (4,) on its feature "
         "axes (2,); start from initial_stats((4,)), or choose feature_axis.",
     ),
     (

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
+from jaxnorm._messages import Named
 from jaxnorm.linen._parameters import own_parameters
 
 _STATS = "batch_stats"
@@ -28,7 +29,7 @@ _MUTABLE = (
 )
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(Named, nn.BatchNorm):
     """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
 
     The collection `batch_stats` holds `mean` and `var`, one value a feature: moving averages with weight

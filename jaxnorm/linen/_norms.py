@@ -4,10 +4,11 @@ from flax import linen as nn
 from jax import Array
 
 from jaxnorm import _layers as layers
+from jaxnorm._messages import Named
 from jaxnorm.linen._parameters import own_parameters
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(Named, nn.LayerNorm):
     """Layer norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over `reduction_axes`.
 
     Scale and bias have one value for each place of `feature_axes`, which may be other axes.
@@ -40,7 +41,7 @@ class LayerNorm(nn.LayerNorm):
         )
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(Named, nn.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
     With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
@@ -71,7 +72,7 @@ class RMSNorm(nn.RMSNorm):
         )
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(Named, nn.GroupNorm):
     """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
 
     Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
@@ -104,7 +105,7 @@ class GroupNorm(nn.GroupNorm):
         )
 
 
-class InstanceNorm(nn.InstanceNorm):
+class InstanceNorm(Named, nn.InstanceNorm):
     """Instance norm: each sample and channel has its own mean and variance.
 
     They are taken over all axes but 0 and `feature_axes`.

@@ -8,9 +8,10 @@ from flax import linen as nn
 from jax import Array
 
 from jaxnorm import _state_layers as state
+from jaxnorm._messages import Named
 
 
-class WeightNorm(nn.WeightNorm):
+class WeightNorm(Named, nn.WeightNorm):
     """Weight norm: a layer with the weights scale * v / sqrt(sum |v|^2 + epsilon).
 
     The sum is over all axes but `feature_axes`. It is taken of the parameters of `layer_instance` whose path
@@ -44,7 +45,7 @@ class WeightNorm(nn.WeightNorm):
         return _with_weights(self, normalized)(self.layer_instance, *args, **kwargs)
 
 
-class SpectralNorm(nn.SpectralNorm):
+class SpectralNorm(Named, nn.SpectralNorm):
     """Spectral norm: a layer whose matrices are divided by their largest singular values.
 
     Of each, `collection_name` holds `<layer>/<path>/u` and `<layer>/<path>/sigma`: where power iteration goes

@@ -12,6 +12,7 @@ from jax import Array
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
 from jaxnorm._eager import compiled_method
+from jaxnorm._messages import Named
 from jaxnorm.nnx._parameters import own_parameters
 
 # Of a frozen layer: a variable, whatever its value, so that it is part of the layer's state.
@@ -34,7 +35,7 @@ def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
     return giving_back
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(Named, nnx.BatchNorm):
     """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
 
     The `nnx.BatchStat`s `mean` and `var` are moving averages with weight `momentum` on the old value. An

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxnorm import _layers as layers
 from jaxnorm._eager import compiled_method
+from jaxnorm._messages import Named
 from jaxnorm.nnx._parameters import own_parameters
 
 
@@ -24,7 +25,7 @@ def _zero_centered(flax: Any) -> Callable[..., None]:
     return __init__
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(Named, nnx.LayerNorm):
     """Layer norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over `reduction_axes`.
 
     Scale and bias have one value for each place of `feature_axes`, which may be other axes.
@@ -57,7 +58,7 @@ class LayerNorm(nnx.LayerNorm):
         )
 
 
-class RMSNorm(nnx.RMSNorm):
+class RMSNorm(Named, nnx.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
     With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
@@ -88,7 +89,7 @@ class RMSNorm(nnx.RMSNorm):
         )
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(Named, nnx.GroupNorm):
     """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
 
     Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
@@ -104,6 +105,19 @@ class GroupNorm(nnx.GroupNorm):
     >>> print(norm(jnp.asarray([[1.0, 3.0, 10.0, 30.0]])).round(3))
     [[-1.  1. -1.  1.]]
     """
+
+    @layers.extends(nnx.GroupNorm.__init__)
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        # Flax's constructor takes a numpy int for no int
+        groups = layers.as_ints("GroupNorm", num_groups=num_groups, group_size=group_size)
+        super().__init__(num_features, **groups, **options)
+        self.num_features = num_features
 
     @compiled_method
     def __call__(
@@ -122,7 +136,7 @@ class GroupNorm(nnx.GroupNorm):
         )
 
 
-class InstanceNorm(nnx.InstanceNorm):
+class InstanceNorm(Named, nnx.InstanceNorm):
     """Instance norm: each sample and channel has its own mean and variance.
 
     They are taken over all axes but 0 and `feature_axes`.

@@ -15,6 +15,7 @@ def own_parameters(
 ) -> dict[str, Any]:
     """The layer's parameters, the dtype that they give y, and the devices that it meets."""
     own = layers.given(**overrides)
+    layers.check_width(layer, x, axes)
     shape = layers.feature_shape(layer, x, axes)
     for name in ("scale", "bias"):
         stored = getattr(layer, name, None)

@@ -8,11 +8,12 @@ from jax import Array
 
 from jaxnorm import _layers as layers
 from jaxnorm import _state_layers as state
+from jaxnorm._messages import Named
 
 Path = tuple[Any, ...]
 
 
-class WeightNorm(nnx.WeightNorm):
+class WeightNorm(Named, nnx.WeightNorm):
     """Weight norm: a layer with the weights scale * v / sqrt(sum |v|^2 + epsilon).
 
     The sum is over all axes but `feature_axes`. It is taken of the parameters of `layer_instance` that
@@ -68,7 +69,7 @@ class WeightNorm(nnx.WeightNorm):
         return _with_weights(self.layer_instance, normalized)(x, *args, **kwargs)
 
 
-class SpectralNorm(nnx.SpectralNorm):
+class SpectralNorm(Named, nnx.SpectralNorm):
     """Spectral norm: a layer whose matrices are divided by their largest singular values.
 
     Of each, `batch_stats` holds u and sigma: where power iteration goes on from at the next call, and what it

@@ -1,0 +1,179 @@
+"""Words of an error: the name of what the user called, and the user's own words for its options.
+
+A layer calls functions, and functions call each other. Whatever was called first names itself with `calling`;
+until it returns, `error` begins with its name, and `option` gives its word for an option of the function.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+E = TypeVar("E", bound=Exception)
+
+
+class Caller(NamedTuple):
+    """What the user called."""
+
+    name: str
+    words: Mapping[str, str]  # the function's name of an option: the user's
+
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+@contextmanager
+def calling(name: str, words: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Inside, errors speak of `name` and in these words; inside another call they speak of that one."""
+    if _caller.get() is not None:
+        yield
+        return
+    token = _caller.set(Caller(name, words))
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def error(kind: type[E], function: str, text: str) -> E:
+    """An error of that kind, `function: text`, that names what the user called instead of `function`."""
+    caller = _caller.get()
+    return kind(f"{function if caller is None else caller.name}: {text}")
+
+
+def option(name: str) -> str:
+    """The user's word for the option that the functions call `name`."""
+    caller = _caller.get()
+    return name if caller is None else caller.words.get(name, name)
+
+
+# ---------------------------------------------------------------- words of other frameworks
+
+_OLD = "the fraction of the OLD value that is kept: 1 - PyTorch's momentum"
+_MASK = "a boolean mask, or weights >= 0"
+_STORED = "True to evaluate by the stored statistics"
+_BATCH = "True to train by the batch's statistics"
+_FEATURES = "the axes that have a scale and statistics of their own"
+
+# A word that other frameworks have, or jaxnorm elsewhere, and jaxnorm's words for it, each with what to know
+# about it. The first that the called function or layer has is meant; `a and b` are two that go together.
+_WORDS: dict[str, dict[str, str]] = {
+    "momentum": {"decay": _OLD},
+    "decay": {"momentum": _OLD},
+    "decay_rate": {"decay": _OLD, "momentum": _OLD},
+    "eps": {"epsilon": ""},
+    "variance_epsilon": {"epsilon": ""},
+    "mask": {"where": _MASK},
+    "weights": {"where": _MASK},
+    "sample_weight": {"where": _MASK, "weights": ""},
+    "where": {"mask": "or, for real weights, `weights`"},
+    "weight": {"scale": ""},
+    "gamma": {"scale": ""},
+    "beta": {"bias": ""},
+    "offset": {"bias": ""},
+    "shift": {"bias": ""},
+    "scale": {"use_scale": "True or False"},
+    "bias": {"use_bias": "True or False"},
+    "center": {"use_bias": ""},
+    "create_scale": {"use_scale": ""},
+    "create_offset": {"use_bias": ""},
+    "affine": {"use_scale and use_bias": "", "use_scale": ""},
+    "elementwise_affine": {"use_scale and use_bias": "", "use_scale": ""},
+    "track_running_stats": {"track_stats": "", "update_stats": "False to keep the statistics as they are"},
+    "running_mean": {"stats": "Moments(mean, var, weight)"},
+    "running_var": {"stats": "Moments(mean, var, weight)"},
+    "running_stats": {"stats": ""},
+    "state": {"stats": ""},
+    "training": {"train": "", "use_running_average": f"the opposite: {_STORED}"},
+    "is_training": {"train": "", "use_running_average": f"the opposite: {_STORED}"},
+    "train": {"use_running_average": f"the opposite: {_STORED}"},
+    "inference": {"train": f"the opposite: {_BATCH}", "use_running_average": ""},
+    "use_running_average": {"train": f"the opposite: {_BATCH}"},
+    "dim": {"axis": "", "reduction_axes": "", "feature_axis": _FEATURES, "feature_axes": _FEATURES},
+    "axes": {"axis": "", "reduction_axes": "", "feature_axis": _FEATURES, "feature_axes": _FEATURES},
+    "axis": {"reduction_axes": "", "feature_axis": _FEATURES, "feature_axes": _FEATURES},
+    "normalized_shape": {"axis": "the axes themselves", "num_features": "", "reduction_axes": "the axes"},
+    "reduction_axes": {"axis": ""},
+    "feature_axis": {"feature_axes": "", "axis": _FEATURES},
+    "feature_axes": {"feature_axis": "", "axis": _FEATURES},
+    "channel_axis": {"feature_axis": "", "feature_axes": "", "axis": _FEATURES},
+    "keepdim": {"keepdims": ""},
+    "keep_dims": {"keepdims": ""},
+    "groups": {"num_groups": ""},
+    "num_channels": {"num_features": ""},
+    "channels": {"num_features": ""},
+    "virtual_batch_size": {"num_ghosts": "the number of parts, not their size"},
+    "axis_names": {"axis_name": "a name or a tuple of names"},
+    "cross_replica_axis": {"axis_name": ""},
+    "n_power_iterations": {"n_steps": ""},
+    "num_steps": {"n_steps": ""},
+    "p": {"ord": ""},
+    "input": {"x": ""},
+    "inputs": {"x": ""},
+}
+
+
+def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> None:
+    """Python's error of a keyword that does not exist, where the word is known, as one that names ours."""
+    found = re.search(r"got (?:an unexpected|multiple values for) keyword argument '(\w+)'", str(raised))
+    word = found.group(1) if found else ""
+    known = {p.name: p.kind for signature in signatures for p in signature.parameters.values()}
+    candidates = _WORDS.get(word, {})
+    fitting = [ours for ours in candidates if known.keys() >= set(ours.split(" and "))]
+    if inspect.Parameter.VAR_KEYWORD in known.values():  # which may take any of them
+        fitting += candidates
+    if fitting:
+        listed, remark = fitting[0].replace(" and ", "` and `"), candidates[fitting[0]]
+        verb = "are" if " and " in fitting[0] else "is"
+        remark = f", {remark}" if remark else ""
+        text = f"{word} is not an option; jaxnorm's {verb} `{listed}`{remark}."
+        raise error(TypeError, name, text) from None
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that its users call: errors inside name it, and of a known foreign keyword ours."""
+    name, signature = function.__name__, inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        with calling(name):
+            try:
+                return function(*args, **options)
+            except TypeError as raised:
+                translate(name, raised, signature)
+                raise
+
+    return call
+
+
+class Named:
+    """A class of layers whose constructor and call say jaxnorm's word for a known foreign keyword."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("__init__", "__call__"):
+            owner = next((base for base in cls.__mro__ if name in vars(base)), object)
+            method = vars(owner)[name] if owner is not object else None
+            if method is not None and not hasattr(method, "says_ours"):
+                setattr(cls, name, _saying_ours(method))
+
+
+def _saying_ours(method: Any) -> Any:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return method(self, *args, **options)
+        except TypeError as raised:
+            layer = type(self)
+            made = getattr(layer, "__signature__", None) or inspect.signature(layer.__init__)
+            translate(layer.__name__, raised, made, inspect.signature(layer.__call__))
+            raise
+
+    call.__dict__["says_ours"] = True
+    return call
