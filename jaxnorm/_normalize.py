@@ -29,7 +29,7 @@ from jaxnorm._origin import Origin, origin
 from jaxnorm._over import Over
 from jaxnorm._passes import copies, together
 from jaxnorm._rule import with_tangent
-from jaxnorm._statistics import Taken, of_sums, points_of, take, tangent_sums, usable
+from jaxnorm._statistics import Taken, deviating, of_sums, points_of, take, tangent_sums, usable
 
 
 class Spec(NamedTuple):
@@ -70,7 +70,7 @@ def _primal(
     seen = None if where is None else weight > 0
     crossed = outside.scale is not None
     at = origin(spec.over, s, where, crossed)
-    arrays = at, seen, scale, bias, epsilon, others
+    arrays = at, deviating(spec.over, x, where, s), scale, bias, epsilon, others
     (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec, everywhere=True)
     return _Normalized(apply(x, p, at, outside, seen, spec.dtype), mean, low, var, g, weight)
 
@@ -78,7 +78,7 @@ def _primal(
 def _before(
     s: Sample,
     at: Origin,
-    seen: Maybe,
+    deviating: Maybe,
     scale: Maybe,
     bias: Maybe,
     epsilon: Array,
@@ -89,8 +89,8 @@ def _before(
 ) -> tuple[tuple[Array, Array, Array], Array, Pass]:
     """What is small, before y: mean, low and var, the gain, and what meets x."""
     g, var = gain(s.var, epsilon, s.unit), s.variance()
-    if seen is not None:  # an empty sample has no gain, and a NaN in it is not used: y = bias
-        g = choose(seen, g, 0)
+    if deviating is not None:  # without a gain y is the bias, and the gradient of x is 0
+        g = choose(deviating, g, 0)
     r, d = _corrections(spec, Moments(s.mean + s.low, var, s.weights()), epsilon, others)
     bias = bias if d is None else plus(_scaled(d, scale), bias)
     a = _affine(spec.over, s.mean, s.low, g, _scaled(r, scale))

@@ -150,6 +150,16 @@ def points_of(over: Over, x: Array, where: Array | None, s: Taken) -> Any:
     return s.weight
 
 
+def deviating(over: Over, x: Array, where: Array | None, s: Sample) -> Maybe:
+    """Which samples have deviations to divide: of one point there are none, whatever x is. None: all."""
+    if where is None:
+        return jnp.zeros(s.var.shape, bool) if over.centered and s.weight == 1 else None
+    if where.dtype == jnp.bool_ or not over.centered:
+        return s.weights() > (1 if over.centered else 0)
+    (places,) = devices.psum(over.names, [count(over, x, where > 0, s.var.dtype)])
+    return fitted(over.per_channel(places, x.shape), x) > 1
+
+
 def tangent(
     over: Over, x: Array, where: Array | None, s: Taken, dx: Maybe, dw: Maybe
 ) -> tuple[Maybe, Maybe, Maybe]:
