@@ -176,14 +176,14 @@ def wide_dtype(function: str, name: str, dtype: Any) -> Any:
     return dtype
 
 
-def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array) -> int:
-    """The number of groups, from it or from their size."""
+def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array, *, pieces: int = 1) -> int:
+    """The number of groups, from it or from their size; of `pieces` times as many channels as x has."""
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             f"{function}: Either `num_groups` or `group_size` should be specified, got "
             f"num_groups={num_groups} and group_size={group_size}; give exactly one."
         )
-    size = x.shape[axis]
+    size = x.shape[axis] * pieces
     name, parts = ("group_size", group_size) if num_groups is None else ("num_groups", num_groups)
     try:
         fits = parts.__index__() > 0 and size % parts.__index__() == 0
@@ -193,8 +193,9 @@ def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array)
         ) from None
     if not fits:
         raise ValueError(
-            f"{function}: {name}={parts} does not divide axis {axis} of x, shape {x.shape}; choose a "
-            f"divisor of {size}."
+            f"{function}: {name}={parts} does not divide axis {axis} of x, shape {x.shape}"
+            + (f" on each of {pieces} devices" if pieces > 1 else "")
+            + f"; choose a divisor of {size}."
         )
     return size // parts if num_groups is None else int(parts)
 

@@ -13,11 +13,13 @@ from jaxnorm import _devices as devices
 from jaxnorm import _statistics as statistics
 from jaxnorm._arithmetic import choose, common, divide, wide
 from jaxnorm._eager import compiled
+from jaxnorm._exported import exportable
 from jaxnorm._law import Sample, across, pool
 from jaxnorm._over import Over
 from jaxnorm._sharding import alike, fitted
 
 
+@exportable
 class Moments(NamedTuple):
     """Mean, variance and weight of a weighted sample: three arrays of one shape.
 

@@ -10,10 +10,12 @@ from jax.typing import DTypeLike
 
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, wide
+from jaxnorm._exported import exportable
 from jaxnorm._sharding import replicated, state_as, whole
 from jaxnorm._trees import Select, mapped
 
 
+@exportable
 class SpectralStats(NamedTuple):
     """What `spectral_norm` remembers of a matrix: its largest singular value, and a vector to it.
 

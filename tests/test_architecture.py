@@ -20,10 +20,10 @@ LAYER_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("li
 
 # What stands on a floor imports lower floors only. A file may become a folder of the same name.
 FLOORS = [
-    {"_sharding"},
+    {"_sharding", "_exported"},
     {"_arithmetic", "_eager", "_rule"},
     {"_checks", "_devices", "_forms", "_remat"},
-    {"_passes"},
+    {"_passes", "_groups"},
     {"_over"},
     {"_pivot", "_law", "_trees"},
     {"_sums", "_rows", "_origin"},
