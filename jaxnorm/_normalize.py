@@ -27,8 +27,9 @@ from jaxnorm._law import Sample
 from jaxnorm._moments import Moments
 from jaxnorm._origin import Origin, origin
 from jaxnorm._over import Over
-from jaxnorm._passes import copies, together
+from jaxnorm._passes import copies, together, written
 from jaxnorm._rule import with_tangent
+from jaxnorm._sharding import fitted
 from jaxnorm._statistics import Taken, deviating, of_sums, points_of, take, tangent_sums, usable
 
 
@@ -72,7 +73,9 @@ def _primal(
     at = origin(spec.over, s, where, crossed)
     arrays = at, deviating(spec.over, x, where, s), scale, bias, epsilon, others
     (mean, low, var), g, p = together(_before, s, *arrays, crossed=crossed, spec=spec, everywhere=True)
-    return _Normalized(apply(x, p, at, outside, seen, spec.dtype), mean, low, var, g, weight)
+    # of groups one value each is kept for the derivative, not one for every channel
+    kept = (spec.over.shared(v, x.shape) for v in (mean, low, var, g, weight))
+    return _Normalized(apply(x, p, at, outside, seen, spec.dtype), *kept)
 
 
 def _before(
@@ -112,7 +115,11 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
     over, y = spec.over, jax.typeof(out.y)
 
     def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, *_: Any) -> Any:
-        x, scale, where, epsilon, others, (mean, low, var, gain, weight) = kept
+        x, scale, where, epsilon, others, statistics = kept
+        if over.groups is not None:
+            channels = (fitted(over.per_channel(v, x.shape), x) for v in statistics)
+            statistics = written(*channels)
+        mean, low, var, gain, weight = statistics
         x = usable(x, where, mean)
         # x's tangent is converted once: a cotangent of x that is rounded twice is 15 times less exact
         d, twice = None, None
@@ -134,7 +141,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
             _combined, dbias, low, gain, a, n, r, shift, moved=moved, everywhere=last
         )
         dy = apply_tangent(x, a, outside.scale, y, d, along, plain, outer, last, shift)
-        return dy, dmean, None, dvar, dgain, dweight
+        return dy, *(over.shared(v, x.shape) for v in (dmean, None, dvar, dgain, dweight))
 
     x, scale, _, where, epsilon, _, _, others = args
     return linear, (x, scale, where, epsilon, others, out[1:])

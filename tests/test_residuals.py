@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from variants import draw, named, norms, over
 
+import jaxnorm as jn
+
 VECTORS = 5  # of statistics, at most
 LAYERS = 3
 over_types = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -77,3 +79,31 @@ def test_a_scan_keeps_one_x_a_layer(variant, dtype):
         return jax.lax.scan(lambda x, _: (function(x, scale, bias), None), x, None, LAYERS)[0]
 
     assert_minimal(variant, inputs, kept(layers, *inputs[:3]), LAYERS)
+
+
+GROUPS = {
+    "channels last": (jn.group_norm, (2, 64, 64), {"num_groups": 4}),
+    "channels first": (jn.group_norm, (2, 64, 64), {"group_size": 16, "feature_axis": 1}),
+    "rows": (jn.group_norm, (8, 256), {"num_groups": 4}),
+    "masked": (jn.group_norm, (2, 64, 64), {"num_groups": 4, "where": np.arange(64).reshape(1, 64, 1) < 50}),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_a_group_keeps_vectors_of_groups(case):
+    """Of the statistics at most five numbers a group, in float32, however many channels a group has."""
+    norm, shape, options = GROUPS[case]
+    where = options.get("where")
+    sizes = shape[options.get("feature_axis", -1)]
+    scale, bias = jnp.ones(sizes), jnp.zeros(sizes)
+
+    def of_y(x, scale, bias):
+        return norm(x, scale=scale, bias=bias, **options)
+
+    small = [v for v in kept(of_y, jnp.ones(shape), scale, bias) if v.size < np.prod(shape) // 2]
+    held_by_the_caller = scale.size * 4 + (0 if where is None else where.size)
+    groups = shape[0] * 4
+    assert (
+        sum(v.size * v.dtype.itemsize for v in small if v.size > 1)
+        <= VECTORS * groups * 4 + held_by_the_caller
+    )
