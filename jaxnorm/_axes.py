@@ -54,8 +54,8 @@ def not_batch(function: str, axis: Any, features: tuple[int, ...], x: Array) -> 
         )
 
 
-def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array) -> int:
-    """The number of groups, from it or from their size."""
+def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array, *, pieces: int = 1) -> int:
+    """The number of groups, from it or from their size; of `pieces` times as many channels as x has."""
     if (num_groups is None) == (group_size is None):
         raise error(
             ValueError,
@@ -63,14 +63,16 @@ def groups(function: str, num_groups: Any, group_size: Any, axis: int, x: Array)
             "Either `num_groups` or `group_size` should be specified, got "
             f"num_groups={num_groups} and group_size={group_size}; give exactly one.",
         )
-    size = x.shape[axis]
+    size = x.shape[axis] * pieces
     name, given = ("group_size", group_size) if num_groups is None else ("num_groups", num_groups)
     parts = integer(function, name, given, least=1, remedy=f"choose a divisor of {size}")
     if size % parts:
         raise error(
             ValueError,
             function,
-            f"{name}={parts} does not divide axis {axis} of x, shape {x.shape}; choose a divisor of {size}.",
+            f"{name}={parts} does not divide axis {axis} of x, shape {x.shape}"
+            + (f" on each of {pieces} devices" if pieces > 1 else "")
+            + f"; choose a divisor of {size}.",
         )
     return size // parts if num_groups is None else parts
 

@@ -48,8 +48,8 @@ class IfBound:
             raise TypeError(f"IfBound: name={self.name!r} is not one name; give axis_name=({each}).")
 
 
-def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
-    """Bound axis names, as a tuple."""
+def bound(function: str, axis_name: Any, groups: Any = None, *, option: str = "axis_name") -> Names:
+    """Bound axis names, as a tuple. `option` is what the caller of `function` gave them as."""
     if axis_name is None:
         if groups is not None:
             raise error(
@@ -70,8 +70,8 @@ def bound(function: str, axis_name: Any, groups: Any = None) -> Names:
             raise error(
                 ValueError,
                 function,
-                f"axis_name={name!r} is not bound here; call it inside jax.shard_map, "
-                f"jax.pmap or jax.vmap with that axis name, leave axis_name out (plain jit with sharded "
+                f"{option}={name!r} is not bound here; call it inside jax.shard_map, "
+                f"jax.pmap or jax.vmap with that axis name, leave {option} out (plain jit with sharded "
                 f"arrays needs none), or give IfBound({name!r}), which is local where the name is missing.",
             ) from None
         found.append(name)

@@ -14,6 +14,7 @@ from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat, root, seen
 from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
+from jaxnorm._groups import local_groups
 from jaxnorm._moments import Moments, combine, moments
 from jaxnorm._norms import split
 
@@ -111,6 +112,7 @@ def evonorm_s0(
     epsilon: float | Array = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Any = None,
+    channel_axis_name: Any = None,
     axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
@@ -124,7 +126,7 @@ def evonorm_s0(
 
     Args:
       slope: the paper's v_1, of the feature axis's size, or any array that broadcasts to x; 1 at first.
-      num_groups, group_size: exactly one of the two; it divides the number of (local) channels.
+      num_groups, group_size: exactly one of the two; it divides the number of channels.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -136,7 +138,9 @@ def evonorm_s0(
     check.real(function, "x", x)
     (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
     check.not_batch(function, feature_axis, (f,), x)
-    groups = check.groups(function, num_groups, group_size, feature_axis, x)
+    groups, axis_name = local_groups(
+        function, num_groups, group_size, feature_axis, x, axis_name, channel_axis_name
+    )
     weights = split(check.weights(function, where, x), f, groups)
     scale, bias, v = (
         split(check.affine(function, name, v, x, (f,)), f, groups)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._core.normalize import normalized
 from jaxnorm._eager import compiled
+from jaxnorm._groups import local_groups
 
 
 @compiled
@@ -191,6 +192,7 @@ def group_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
+    channel_axis_name: Any = None,
     axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
@@ -203,9 +205,17 @@ def group_norm(
     The other arguments, dtypes and errors are those of `layer_norm`. Wu, He 2018, arXiv:1803.08494.
 
     Args:
-      num_groups, group_size: exactly one of the two; it divides the number of (local) channels.
+      num_groups, group_size: exactly one of the two; it divides the number of channels.
       feature_axis: the axis of the channels.
       reduction_axes: the axes to normalize over, besides the channels of a group.
+      axis_name: name, or tuple of names, of mapped axes over which the PLACES of a sample are spread: the
+        groups of the devices' channels, which are the same channels, are pooled.
+      channel_axis_name: the same for mapped axes over which the CHANNELS are spread; num_groups then counts
+        the groups of all channels. It is a multiple of the number of devices, so that a group is on one of
+        them, or 1. `jax.jit` of sharded arrays needs neither name.
+
+    Raises:
+      ValueError: groups that do not divide the channels, or that lie across devices; one name in both.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -219,7 +229,9 @@ def group_norm(
         axes = check.axes("group_norm", reduction_axes, x, "reduction_axes")
     else:
         check.not_batch("group_norm", feature_axis, (f,), x)
-    groups = check.groups("group_norm", num_groups, group_size, feature_axis, x)
+    groups, axis_name = local_groups(
+        "group_norm", num_groups, group_size, feature_axis, x, axis_name, channel_axis_name
+    )
     others = tuple(a for a in axes if a != f)
     # pooled by groups after the other axes are reduced; with no other axis, that would be all of x
     pooled = (f, groups) if others else None

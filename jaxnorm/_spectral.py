@@ -11,11 +11,13 @@ from jax.typing import DTypeLike
 from jaxnorm import _checks as check
 from jaxnorm._arithmetic import abs2, choose, divide, wide
 from jaxnorm._core.recompute import kept, remat, root
+from jaxnorm._exported import exportable
 from jaxnorm._messages import error, public
 from jaxnorm._sharding import replicated, state_as, whole
 from jaxnorm._trees import Select, mapped
 
 
+@exportable
 class SpectralStats(NamedTuple):
     """What `spectral_norm` remembers of a matrix: its largest singular value, and a vector to it.
 

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import _checks as check
-from jaxnorm._arithmetic import plus, times
+from jaxnorm._arithmetic import choose, plus, times
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled

@@ -16,11 +16,13 @@ from jaxnorm._core.recompute import kept, remat, seen
 from jaxnorm._core.roots import einsum, inverse_root, newton_root
 from jaxnorm._core.statistics import usable
 from jaxnorm._eager import compiled
+from jaxnorm._exported import exportable
 from jaxnorm._messages import error, option, public
 from jaxnorm._moments import moments
 from jaxnorm._sharding import gathered, replicated, sharded_as, state_as, whole
 
 
+@exportable
 class Covariance(NamedTuple):
     """Mean, covariance and weight of groups of features: the state of a whitening norm.
 
@@ -139,15 +141,14 @@ def decorrelated_batch_norm(
 
     @remat
     def whitened(x: Array, scale: Any, bias: Any, where: Any, m: Any) -> tuple[Array, Covariance]:
-        sharding = jax.typeof(x)
-        x = whole(x, f)  # every feature of y takes all of x's
+        kind, x = jax.typeof(x), whole(x, f)  # every feature of y takes all of x's
         m = kept(covariance(x, where)) if m is None else m
         eye = jnp.eye(m.cov.shape[-1], dtype=m.cov.dtype)[None]
         cov = m.cov + least.astype(eye.dtype) * eye
         root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
         c = _grouped(usable(x, where), f, m.mean)
         y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
-        y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), sharding)
+        y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), kind)
         y = plus(y if scale is None else times(y, scale), bias).astype(out)
         return seen(y, m.weight[0], bias, where), m
 

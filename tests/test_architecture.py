@@ -20,11 +20,11 @@ LAYER_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("li
 
 # What stands on a floor imports lower floors only. A file may become a folder of the same name.
 FLOORS = [
-    {"_sharding", "_messages"},
+    {"_sharding", "_messages", "_exported"},
     {"_arithmetic", "_options"},
     {"_axes"},
     {"_checks", "_devices", "_forms", "_remat"},
-    {"_passes", "_eager"},
+    {"_eager", "_groups"},
     {"_over"},
     {"_pivot", "_law", "_trees"},
     {"_sums", "_rows", "_origin"},

@@ -8,6 +8,7 @@ from variants import draw, named, norms, over
 from variants_family import FAMILY
 
 import jaxnorm
+import jaxnorm as jn
 
 VECTORS = 5  # of statistics, at most
 LAYERS = 3
@@ -191,3 +192,31 @@ def test_weights_are_kept_alone_in_their_own_dtype(name, dtype):
     v = jnp.ones(SHAPE, dtype)
     large = [(u.size, u.dtype) for u in kept(WEIGHTS[name], v) if u.size >= v.size // 2]
     assert large in ([], [(v.size, v.dtype)])
+
+
+GROUPS = {
+    "channels last": (jn.group_norm, (2, 64, 64), {"num_groups": 4}),
+    "channels first": (jn.group_norm, (2, 64, 64), {"group_size": 16, "feature_axis": 1}),
+    "rows": (jn.group_norm, (8, 256), {"num_groups": 4}),
+    "masked": (jn.group_norm, (2, 64, 64), {"num_groups": 4, "where": np.arange(64).reshape(1, 64, 1) < 50}),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_a_group_keeps_vectors_of_groups(case):
+    """Of the statistics at most five numbers a group, in float32, however many channels a group has."""
+    norm, shape, options = GROUPS[case]
+    where = options.get("where")
+    sizes = shape[options.get("feature_axis", -1)]
+    scale, bias = jnp.ones(sizes), jnp.zeros(sizes)
+
+    def of_y(x, scale, bias):
+        return norm(x, scale=scale, bias=bias, **options)
+
+    small = [v for v in kept(of_y, jnp.ones(shape), scale, bias) if v.size < np.prod(shape) // 2]
+    held_by_the_caller = scale.size * 4 + (0 if where is None else where.size)
+    groups = shape[0] * 4
+    assert (
+        sum(v.size * v.dtype.itemsize for v in small if v.size > 1)
+        <= VECTORS * groups * 4 + held_by_the_caller
+    )

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 from jax import Array
 
+from jaxnorm._exported import exportable
 
+
+@exportable
 class Moments(NamedTuple):
     """Mean, variance and weight of a weighted sample: three arrays of one shape.
 
