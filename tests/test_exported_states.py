@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 import jaxnorm as jn
-from jaxnorm import _moments
+from jaxnorm._core import moments as _moments
 
 X = jnp.asarray(np.random.default_rng(0).normal(2, 3, (6, 4)), jnp.float32)
 

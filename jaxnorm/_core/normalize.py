@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import _checks as check
-from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import choose, one_plus, plus, times, wide
+from jaxnorm._base import checks as check
+from jaxnorm._base import collectives as devices
+from jaxnorm._base.arithmetic import choose, one_plus, plus, times, wide
 from jaxnorm._core.recompute import bounded, keep_sums
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import Statistics, statistics, usable

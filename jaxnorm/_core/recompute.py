@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from jaxnorm._arithmetic import choose, wide
+from jaxnorm._base.arithmetic import choose, wide
 
 Values = TypeVar("Values")
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxnorm import _devices as devices
-from jaxnorm._sharding import fitted, whole
+from jaxnorm._base import collectives as devices
+from jaxnorm._base.sharding import fitted, whole
 
 
 class Reduction(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnorm._arithmetic import divide
+from jaxnorm._base.arithmetic import divide
 from jaxnorm._core.recompute import root
 
 einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

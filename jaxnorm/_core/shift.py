@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxnorm._arithmetic import wide
+from jaxnorm._base.arithmetic import wide
+from jaxnorm._base.sharding import shards
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._sharding import shards
 
 _THIN = 64  # a slice is one part in so many of the elements of a statistic,
 _LEAST = 24  # but at least so many of them

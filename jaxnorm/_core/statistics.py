@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnorm import _devices as devices
-from jaxnorm._arithmetic import abs2, choose, times
+from jaxnorm._base import collectives as devices
+from jaxnorm._base.arithmetic import abs2, choose, times
+from jaxnorm._base.sharding import as_sums
 from jaxnorm._core.recompute import kept
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.shift import rounded, slice_mean
-from jaxnorm._sharding import as_sums
 from jaxnorm._xla.guess import sums_about_a_guess
 from jaxnorm._xla.reads import Read, Reads, materialize, materialize_cotangents
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from jaxnorm._exported import exportable
+from jaxnorm._base.exported import exportable
 
 
 @exportable

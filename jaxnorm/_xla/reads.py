@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
-from jaxnorm._arithmetic import promoted, wide
+from jaxnorm._base.arithmetic import promoted, wide
 
 
 class Read(enum.IntEnum):

@@ -1,0 +1,97 @@
+"""Standardize: (x - mean) * rsqrt(var + epsilon) * scale + bias, and its inverse."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm._base import checks as check
+from jaxnorm._base.arithmetic import minus, plus, times, wide
+from jaxnorm._base.compilation import compiled
+from jaxnorm._core.normalize import given, known
+from jaxnorm._core.types import Moments
+
+
+@compiled
+def standardize(
+    x: ArrayLike,
+    m: Moments,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-5,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """y = (x - mean) * rsqrt(var + epsilon) * scale + bias, by given Moments.
+
+    Computed in float32 or wider and rounded once, to `dtype` or else to x's dtype (integers: float32).
+    Reverse mode keeps x and no other array of its size. Moments of weight 0 are ignored: mean 0, var 1.
+
+    Args:
+      x: numbers of any shape.
+      m: Moments that broadcast to x, for instance `moments(x, axis, keepdims=True)`; y is differentiable
+        in them.
+      scale, bias: arrays that broadcast to x.
+      epsilon: added to the variance, in x's units squared; a float >= 0.
+      dtype: of y.
+
+    Raises:
+      ValueError: an array that does not broadcast to x; a negative epsilon.
+      TypeError: not numeric.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> jn.standardize(x, jn.moments(x, axis=0), epsilon=0.0)
+    Array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+    array, stored, factor, shift, least = _arguments("standardize", "x", x, m, scale, bias, epsilon)
+    return given(array, stored, factor, shift, least, dtype=dtype)
+
+
+@compiled
+def unstandardize(
+    y: ArrayLike,
+    m: Moments,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-5,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """x = (y - bias) / scale * sqrt(var + epsilon) + mean: the inverse of `standardize`.
+
+    The same arguments as `standardize`. A scale of 0 has no inverse, and gives inf or NaN.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> m = jn.moments(x, axis=0)
+    >>> bool(jnp.allclose(jn.unstandardize(jn.standardize(x, m), m), x))
+    True
+    """
+    array, stored, factor, shift, least = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
+    def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
+        mean, var = known(m)
+        x = plus(y.astype(wide(y.dtype)), minus(bias))
+        if scale is not None:
+            x = times(x, 1 / scale.astype(wide(scale.dtype)))
+        return plus(times(x, jnp.sqrt(var + least.astype(var.dtype))), mean).astype(dtype or y.dtype)
+
+    return inverse(array, stored, factor, shift)
+
+
+def _arguments(function: str, name: str, x: Any, m: Any, scale: Any, bias: Any, epsilon: Any) -> Any:
+    x = check.numbers(function, name, x)
+    fields = (
+        check.broadcastable(function, f"m.{f}", check.numbers(function, f"m.{f}", v), x, name)
+        for f, v in zip(("mean", "var", "weight"), m, strict=True)
+    )
+    scale, bias = (check.affine(function, f, v, x, None, name) for f, v in (("scale", scale), ("bias", bias)))
+    return x, Moments(*fields), scale, bias, check.epsilon(function, epsilon)

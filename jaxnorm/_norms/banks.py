@@ -1,0 +1,149 @@
+"""Banks: a norm with a state for every domain or time step, and a state blended with the batch at hand."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm._base import checks as check
+from jaxnorm._base.arithmetic import indices
+from jaxnorm._base.compilation import compiled
+from jaxnorm._base.messages import error, option, public
+from jaxnorm._base.sharding import as_sums, beside
+from jaxnorm._core.average import ema
+from jaxnorm._core.moments import Moments, moments
+from jaxnorm._core.normalize import given
+from jaxnorm._core.recompute import kept, remat
+from jaxnorm._norms.batch import batch_norm, sound
+
+
+@public
+def bank_norm(
+    x: ArrayLike,
+    stats: Any,
+    index: int | Array,
+    *,
+    norm: Callable[..., tuple[Array, Any]] = batch_norm,
+    **options: Any,
+) -> tuple[Array, Any]:
+    """A norm that remembers, with a bank of states: one for every domain, or for every time step.
+
+    y, stats[index] = norm(x, stats[index], **options); the other states stay as they are, bitwise.
+
+    Domains share scale and bias and keep statistics of their own: Chang et al. 2019, arXiv:1906.03950, and
+    for clean and adversarial images Xie et al. 2019, arXiv:1911.09665. With the time step as index it is
+    recurrent batch norm, Cooijmans et al. 2016, arXiv:1603.09025: `where` masks the sequences that have
+    ended, and later steps than the bank has share its last state.
+
+    Args:
+      x: the batch of one domain, or of one time step.
+      stats: a bank, `initial_stats((states, *sizes))`: the state of `norm`, each field with a first axis.
+      index: which state, an integer scalar, also traced; clipped to those that there are.
+      norm: `batch_norm`, or any `(x, stats, **options) -> (y, stats)` of this library.
+      options: of `norm`.
+
+    Returns:
+      y, and the new bank, of the same type, shapes and dtypes.
+
+    Raises:
+      TypeError: an index that is no integer scalar.
+      ValueError: fields without a common first axis; what `norm` raises.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> bank = jn.initial_stats((3, 1))
+    >>> x = jnp.array([[4.0], [6.0]])
+    >>> y, bank = jn.bank_norm(x, bank, 1, train=True, decay=0.5)
+    >>> bank.mean.ravel()
+    Array([0. , 2.5, 0. ], dtype=float32)
+    """
+    place = jnp.asarray(index)
+    if place.ndim or not jnp.issubdtype(place.dtype, jnp.integer):
+        raise error(
+            TypeError,
+            "bank_norm",
+            f"index must be an integer scalar, got {place.dtype} of shape {place.shape}; choose "
+            f"one state for the batch, and mask the samples of the others with `{option('where')}`.",
+        )
+    sizes = {jnp.shape(v)[:1] for v in stats}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise error(
+            ValueError,
+            "bank_norm",
+            f"stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
+            f"first axis, of the states; start from initial_stats((states, *sizes)).",
+        )
+    ((size,),) = sizes
+    place = jnp.clip(indices(place), 0, size - 1)
+    bank = jax.tree.map(jnp.asarray, stats)
+    y, new = norm(
+        x, jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, place, keepdims=False), bank), **options
+    )
+    return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(beside(v, n), n, place, 0), bank, new)
+
+
+@partial(compiled, alpha=check.share)
+def blended_batch_norm(
+    x: ArrayLike,
+    stats: Moments,
+    *,
+    alpha: float | Array,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int | Iterable[int] = -1,
+    epsilon: float | Array = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Evaluation of a batch norm under shift: its state, blended with the batch at hand.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with mean and var, each, alpha times that of
+    `stats` plus (1 - alpha) times that of x.
+
+    alpha = 1 is evaluation, 0 the batch alone, N / (N + n) a prior worth N samples beside a batch of n:
+    Schneider et al. 2020, arXiv:2006.16971; a fixed alpha: You, Li, Zhao 2021, arXiv:2110.04065. y
+    differentiates through both. An empty batch is evaluated by `stats`, statistics of weight 0 leave the
+    batch alone. The other arguments, dtypes and errors are those of `batch_norm`.
+
+    Args:
+      alpha: in [0, 1]; also a traced scalar.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> jn.blended_batch_norm(x, jn.initial_stats(1), alpha=0.5, epsilon=0.0)
+    Array([[0.],
+           [2.]], dtype=float32)
+    """
+    x = check.numbers("blended_batch_norm", "x", x)
+    features = check.axes("blended_batch_norm", feature_axis, x, "feature_axis")
+    check.stats("blended_batch_norm", stats, x, features)
+    weights = check.weights("blended_batch_norm", where, x)
+    check.share("blended_batch_norm", alpha)
+    axes = tuple(a for a in range(x.ndim) if a not in features)
+    shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    old = sound(Moments(*map(jnp.asarray, stats)))
+    old = Moments(*(as_sums(jnp.reshape(v, shape), x, axes) for v in old))
+    old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
+    out, least = dtype or x.dtype, check.epsilon("blended_batch_norm", epsilon)
+
+    @remat
+    def normalized(x: Array, old: Moments, scale: Any, bias: Any, weights: Any) -> Array:
+        m = kept(moments(x, axes, where=weights, keepdims=True, **mapped))
+        # an average whose past weighs 1 is the blend, and knows what to do where one of the two is empty
+        return given(x, ema(old, m, decay=alpha), scale, bias, least, dtype=out, where=weights)
+
+    return normalized(
+        x,
+        old,
+        check.affine("blended_batch_norm", "scale", scale, x, features),
+        check.affine("blended_batch_norm", "bias", bias, x, features),
+        weights,
+    )

@@ -1,0 +1,51 @@
+"""Groups of channels, which may be spread over devices."""
+
+from typing import Any
+
+from jax import Array
+
+from jaxnorm._base import checks as check
+from jaxnorm._base import collectives as devices
+from jaxnorm._base.messages import error
+
+
+def local_groups(
+    function: str,
+    num_groups: Any,
+    group_size: Any,
+    feature_axis: int,
+    x: Array,
+    axis_name: Any,
+    channel_axis_name: Any,
+) -> tuple[int, Any]:
+    """The number of groups of this device's channels, and the named axes that a group is pooled over.
+
+    `num_groups` counts the groups of all channels, which the axes `channel_axis_name` spread over devices.
+    Each group is on one device, or there is one group, which is on all of them.
+    """
+    if channel_axis_name is None:
+        return check.groups(function, num_groups, group_size, feature_axis, x), axis_name
+    channels = devices.bound(function, channel_axis_name, option="channel_axis_name")
+    places = devices.bound(function, axis_name)
+    if both := [name for name in channels.names if name in places.names]:
+        raise error(
+            ValueError,
+            function,
+            f"{both[0]!r} is in axis_name={axis_name!r} and in channel_axis_name="
+            f"{channel_axis_name!r}; name it once: as axis_name if places are spread over it, as "
+            f"channel_axis_name if channels are.",
+        )
+    count = devices.size(channels)
+    groups = check.groups(function, num_groups, group_size, feature_axis, x, pieces=count)
+    if groups % count == 0:
+        return groups // count, axis_name
+    if groups == 1:
+        return 1, (*places.names, *channels.names)
+    raise error(
+        ValueError,
+        function,
+        f"{groups} groups of channels do not fall on {count} devices of channel_axis_name="
+        f"{channel_axis_name!r} as whole groups; choose a multiple of {count}, or 1, or make that mesh axis "
+        f"two, one across groups and one within, and call {function} with num_groups=1 and the inner one in "
+        f"axis_name.",
+    )

@@ -1,0 +1,261 @@
+"""Norms that forget: a choice of the axes that the Moments are taken over, and no state."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm._base import checks as check
+from jaxnorm._base.compilation import compiled
+from jaxnorm._core.normalize import normalized
+from jaxnorm._norms.groups import local_groups
+
+
+@compiled
+def layer_norm(
+    x: ArrayLike,
+    *,
+    axis: int | Iterable[int] = -1,
+    feature_axis: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    zero_centered_scale: bool = False,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Layer norm: every sample by the moments of its own features.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over `axis`.
+
+    Statistics and arithmetic are float32 or wider; y is rounded once. Reverse mode stores only x, in its own
+    dtype, and no other array of its size. A gradient of x that float16 cannot hold, as of a constant sample
+    with a small epsilon, is the largest number of float16, not inf. Ba, Kiros, Hinton 2016,
+    arXiv:1607.06450.
+
+    Args:
+      x: numbers of any shape; integers count as float32.
+      axis: the axes to normalize over.
+      feature_axis: the axes that scale and bias belong to; by default `axis`.
+      scale, bias: arrays of the feature axes' sizes, ascending, wherever these axes stand; any other
+        shape broadcasts to x.
+      zero_centered_scale: `scale` is what is added to 1, in float32 or wider: weight decay then pulls
+        towards plain normalization, and bfloat16 keeps what a parameter near 0 has learned.
+      epsilon: added to the variance, in x's units squared; a float >= 0, or a traced scalar.
+      where: boolean mask, or weights >= 0, broadcastable to x, of what enters the moments. A masked NaN
+        stays where it is; a sample with nothing in it gives y = bias.
+      axis_name: name, or tuple of names, of mapped axes to normalize over, too.
+      axis_index_groups: groups of devices to stay within, where JAX allows it.
+      dtype: of y; by default x's (integers: float32).
+
+    Raises:
+      ValueError: an axis that x does not have; an array that does not broadcast; a negative epsilon; an
+        unbound axis name.
+      TypeError: not numeric.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]]), epsilon=0.0)
+    Array([[-1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+    x = check.numbers("layer_norm", "x", x)
+    axes = check.axes("layer_norm", axis, x)
+    features = axes
+    if feature_axis is not None:
+        features = check.axes("layer_norm", feature_axis, x, "feature_axis")
+    return normalized(
+        "layer_norm",
+        x,
+        axes,
+        features,
+        scale=scale,
+        zero_centered_scale=zero_centered_scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+@compiled
+def rms_norm(
+    x: ArrayLike,
+    *,
+    axis: int | Iterable[int] = -1,
+    feature_axis: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    zero_centered_scale: bool = False,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """RMS norm: layer norm about 0 instead of the mean.
+
+    y = x * rsqrt(mean(|x|^2) + epsilon) * scale + bias, with the mean over `axis`.
+
+    The same arguments, dtypes and errors as `layer_norm`. Zhang, Sennrich 2019, arXiv:1910.07467; Gemma's
+    checkpoints want `zero_centered_scale`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.rms_norm(jnp.array([[1.0, 7.0]]), epsilon=0.0)
+    Array([[0.2, 1.4]], dtype=float32)
+    """
+    x = check.numbers("rms_norm", "x", x)
+    axes = check.axes("rms_norm", axis, x)
+    features = axes
+    if feature_axis is not None:
+        features = check.axes("rms_norm", feature_axis, x, "feature_axis")
+    return normalized(
+        "rms_norm",
+        x,
+        axes,
+        features,
+        centered=False,
+        scale=scale,
+        zero_centered_scale=zero_centered_scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+@compiled
+def instance_norm(
+    x: ArrayLike,
+    *,
+    feature_axis: int | Iterable[int] = -1,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Instance norm: every channel of every sample by its own moments.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over all axes but the batch,
+    axis 0, and the features.
+
+    The other arguments, dtypes and errors are those of `layer_norm`. Ulyanov, Vedaldi, Lempitsky 2016,
+    arXiv:1607.08022.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])  # one sample, two places, two channels
+    >>> jn.instance_norm(x, epsilon=0.0)
+    Array([[[-1., -1.],
+            [ 1.,  1.]]], dtype=float32)
+    """
+    x = check.numbers("instance_norm", "x", x)
+    features = check.axes("instance_norm", feature_axis, x, "feature_axis")
+    check.not_batch("instance_norm", feature_axis, features, x)
+    return normalized(
+        "instance_norm",
+        x,
+        tuple(a for a in range(1, x.ndim) if a not in features),
+        features,
+        scale=scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+@compiled
+def group_norm(
+    x: ArrayLike,
+    num_groups: int | None = None,
+    *,
+    group_size: int | None = None,
+    feature_axis: int = -1,
+    reduction_axes: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    channel_axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Group norm: every group of channels of every sample by its own moments.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with the moments over the channels of a group and
+    all axes but the batch, axis 0. One group is layer norm over these axes, a group of one channel
+    instance norm.
+
+    The other arguments, dtypes and errors are those of `layer_norm`. Wu, He 2018, arXiv:1803.08494.
+
+    Args:
+      num_groups, group_size: exactly one of the two; it divides the number of channels.
+      feature_axis: the axis of the channels.
+      reduction_axes: the axes to normalize over, besides the channels of a group.
+      axis_name: name, or tuple of names, of mapped axes over which the PLACES of a sample are spread: the
+        groups of the devices' channels, which are the same channels, are pooled.
+      channel_axis_name: the same for mapped axes over which the CHANNELS are spread; num_groups then counts
+        the groups of all channels. It is a multiple of the number of devices, so that a group is on one of
+        them, or 1. `jax.jit` of sharded arrays needs neither name.
+
+    Raises:
+      ValueError: groups that do not divide the channels, or that lie across devices; one name in both.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), 2, epsilon=0.0)
+    Array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+    x = check.numbers("group_norm", "x", x)
+    (f,) = check.axes("group_norm", (feature_axis,), x, "feature_axis")
+    axes = tuple(range(1, x.ndim))
+    if reduction_axes is not None:
+        axes = check.axes("group_norm", reduction_axes, x, "reduction_axes")
+    else:
+        check.not_batch("group_norm", feature_axis, (f,), x)
+    groups, axis_name = local_groups(
+        "group_norm", num_groups, group_size, feature_axis, x, axis_name, channel_axis_name
+    )
+    others = tuple(a for a in axes if a != f)
+    # pooled by groups after the other axes are reduced; with no other axis, that would be all of x
+    pooled = (f, groups) if others else None
+    parts = (lambda v: v) if others else functools.partial(split, axis=f, parts=groups)
+    y = normalized(
+        "group_norm",
+        parts(x),
+        others or (f + 1,),
+        (f,) if others else (f, f + 1),
+        groups=pooled,
+        scale=parts(check.affine("group_norm", "scale", scale, x, (f,))),
+        bias=parts(check.affine("group_norm", "bias", bias, x, (f,))),
+        epsilon=epsilon,
+        where=parts(check.weights("group_norm", where, x)),
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+    return y.reshape(x.shape)
+
+
+def split(v: Any, axis: int, parts: int) -> Any:
+    """An axis as two, the parts and what is in a part; what broadcasts along it still does."""
+    if v is None:
+        return None
+    sizes = (1, 1) if v.shape[axis] == 1 else (parts, v.shape[axis] // parts)
+    return v.reshape(v.shape[:axis] + sizes + v.shape[axis + 1 :])

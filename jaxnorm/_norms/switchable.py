@@ -1,0 +1,113 @@
+"""Switchable norm: which Moments, learned."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm._base import checks as check
+from jaxnorm._base.compilation import compiled
+from jaxnorm._base.messages import error
+from jaxnorm._core.moments import Moments, combine, moments
+from jaxnorm._core.normalize import given
+from jaxnorm._core.recompute import kept, remat, seen
+from jaxnorm._norms.batch import Batch, remembering, stored
+
+
+@compiled
+def switchable_norm(
+    x: ArrayLike,
+    stats: Moments,
+    mean_logits: ArrayLike,
+    var_logits: ArrayLike,
+    *,
+    train: bool | Array,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int | Iterable[int] = -1,
+    epsilon: float | Array = 1e-5,
+    decay: float | Array | None = 0.99,
+    unbiased: bool = False,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """Switchable norm: a learned mixture of the moments of instance, layer and batch norm.
+
+    y = (x - mean) * rsqrt(var + epsilon) * scale + bias, with mean = sum_k softmax(mean_logits)_k * mean_k
+    and var = sum_k softmax(var_logits)_k * var_k, k the instance, the layer (all of a sample), the batch.
+
+    x is read once for all three: by the law of total variance the instances' moments make those of the
+    others. In evaluation the batch's come from `stats`. The other arguments, the dtypes, the returned state
+    and the errors are those of `batch_norm`; `axis_name` names devices that share a batch. Luo, Ren, Peng,
+    Zhang, Li 2018, arXiv:1806.10779.
+
+    Args:
+      mean_logits, var_logits: three numbers each: instance, layer, batch; all equal at first.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])  # two samples, two places, one channel
+    >>> logits = jnp.array([20.0, 0.0, 0.0])  # the instance
+    >>> y, stats = jn.switchable_norm(x, jn.initial_stats(1), logits, logits, train=True)
+    >>> y.ravel().round(3)
+    Array([-1.,  1., -1.,  1.], dtype=float32)
+    """
+    function = "switchable_norm"
+    logits = jnp.asarray(mean_logits), jnp.asarray(var_logits)
+    for name, v in zip(("mean", "var"), logits, strict=True):
+        if v.shape != (3,) or not jnp.issubdtype(v.dtype, jnp.floating):
+            raise error(
+                ValueError,
+                function,
+                f"{name}_logits are {v.dtype} of shape {v.shape}; give three floats: instance, layer, batch.",
+            )
+
+    def normalized(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:
+        check.not_batch(function, feature_axis, b.features, b.x)
+
+        @remat
+        def mixed(x: Array, logits: Any, scale: Any, bias: Any, weights: Any, batch: Any) -> Any:
+            instance = kept(moments(x, [a for a in b.axes if a], where=weights, keepdims=True))
+            layer = _union(instance, b.features)
+            if batch is None:
+                batch = _union(instance, 0, axis_name=axis_name, axis_index_groups=axis_index_groups)
+            mean, var = (
+                sum(share.astype(v.dtype) * v for share, v in zip(jax.nn.softmax(u), values, strict=True))
+                for u, *values in zip(
+                    logits, *((m.mean, m.var) for m in (instance, layer, batch)), strict=True
+                )
+            )
+            m = Moments(mean, var, jnp.ones_like(var))
+            y = given(x, m, scale, bias, b.epsilon, dtype=b.options["dtype"], where=weights)
+            return seen(y, batch.weight, bias, weights), batch
+
+        return mixed(b.x, logits, *(b.options[k] for k in ("scale", "bias", "where")), batch)
+
+    return remembering(
+        function,
+        lambda b: normalized(b, None),
+        x,
+        stats,
+        evaluation=lambda b: normalized(b, stored(b))[0],
+        train=train,
+        scale=scale,
+        bias=bias,
+        feature_axis=feature_axis,
+        epsilon=epsilon,
+        decay=decay,
+        unbiased=unbiased,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+def _union(parts: Moments, axis: Any, **mapped: Any) -> Moments:
+    """Moments of the union along `axis`, which stays, of size 1."""
+    return Moments(*(jnp.expand_dims(kept(v), axis) for v in combine(parts, axis, **mapped)))

@@ -1,0 +1,257 @@
+"""Norms of transformers: gated, partial, of queries and keys, and what stands in for a norm."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm._base import checks as check
+from jaxnorm._base.arithmetic import choose, plus, times
+from jaxnorm._base.compilation import compiled
+from jaxnorm._base.messages import error, public
+from jaxnorm._core.recompute import remat, widened
+from jaxnorm._core.statistics import usable
+from jaxnorm._norms.sample import rms_norm
+
+
+@compiled
+def gated_rms_norm(
+    x: ArrayLike,
+    gate: ArrayLike,
+    *,
+    norm_before_gate: bool = True,
+    axis: int | Iterable[int] = -1,
+    feature_axis: int | Iterable[int] | None = None,
+    scale: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Gated RMS norm: RMS norm and a SiLU gate, in one of two orders.
+
+    y = rms_norm(x) * scale * silu(gate), or, with `norm_before_gate=False`, rms_norm(x * silu(gate)) * scale.
+
+    The gate before the norm is Mamba-2's, after it Qwen3-Next's. The gate is a scale: it is multiplied in
+    before y is rounded, and reverse mode keeps x and gate, each in its own dtype. A masked NaN gives 0. The
+    other arguments, dtypes and errors are those of `rms_norm`. Dao, Gu 2024, arXiv:2405.21060.
+
+    Args:
+      gate: of x's shape, or any that broadcasts to it.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> x, gate = jnp.array([[1.0, 7.0]]), jnp.array([[20.0, 0.0]])
+    >>> jn.gated_rms_norm(x, gate, epsilon=0.0)
+    Array([[4., 0.]], dtype=float32)
+    >>> jn.gated_rms_norm(x, gate, epsilon=0.0, norm_before_gate=False).round(3)
+    Array([[1.414, 0.   ]], dtype=float32)
+    """
+    x = check.numbers("gated_rms_norm", "x", x)
+    axes = check.axes("gated_rms_norm", axis, x)
+    features = axes
+    if feature_axis is not None:
+        features = check.axes("gated_rms_norm", feature_axis, x, "feature_axis")
+    options = {
+        "axis": axes,
+        "epsilon": epsilon,
+        "axis_name": axis_name,
+        "axis_index_groups": axis_index_groups,
+        "dtype": dtype or x.dtype,
+    }
+
+    @remat
+    def gated(x: Array, gate: Array, scale: Any, where: Any) -> Array:
+        x, gate = usable(x, where), usable(gate, where)
+        opened = jax.nn.silu(widened(gate))
+        if norm_before_gate:
+            factor = opened if scale is None else times(opened, scale)
+            return rms_norm(x, scale=factor, where=where, **options)
+        return rms_norm(times(x, opened), scale=scale, where=where, **options)
+
+    return gated(
+        x,
+        check.broadcastable("gated_rms_norm", "gate", check.numbers("gated_rms_norm", "gate", gate), x),
+        check.affine("gated_rms_norm", "scale", scale, x, features),
+        check.weights("gated_rms_norm", where, x),
+    )
+
+
+@compiled
+def partial_rms_norm(
+    x: ArrayLike,
+    *,
+    num_features: int,
+    feature_axis: int = -1,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    epsilon: float | Array = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Partial RMS norm: RMS norm whose mean square is that of the first features alone.
+
+    y = x * rsqrt(mean(|x[:num_features]|^2) + epsilon) * scale + bias
+
+    A mask over the features, and `rms_norm`, whose other arguments, dtypes and errors it has. The paper
+    takes 6.25 % of the features. Zhang, Sennrich 2019, arXiv:1910.07467.
+
+    Args:
+      num_features: how many, from 1 to all.
+      feature_axis: the axis to normalize over.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.partial_rms_norm(jnp.array([[2.0, 2.0, 6.0]]), num_features=2, epsilon=0.0)
+    Array([[1., 1., 3.]], dtype=float32)
+    """
+    x = check.numbers("partial_rms_norm", "x", x)
+    (f,) = check.axes("partial_rms_norm", (feature_axis,), x, "feature_axis")
+    remedy = f"choose from 1 to {x.shape[f]}"
+    num_features = check.integer("partial_rms_norm", "num_features", num_features, least=1, remedy=remedy)
+    if num_features > x.shape[f]:
+        text = f"num_features={num_features} is out of range for axis {feature_axis} of x, shape {x.shape}"
+        raise error(ValueError, "partial_rms_norm", f"{text}; {remedy}.")
+    first = lax.broadcasted_iota(int, [n if a == f else 1 for a, n in enumerate(x.shape)], f) < num_features
+    weights = check.weights("partial_rms_norm", where, x)
+    return rms_norm(
+        x,
+        axis=f,
+        scale=scale,
+        bias=bias,
+        epsilon=epsilon,
+        where=first if weights is None else choose(first, weights, 0),
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+
+
+@public
+def qk_norm(
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    norm: Callable[..., Array] = rms_norm,
+    query_scale: ArrayLike | None = None,
+    key_scale: ArrayLike | None = None,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """QK norm: queries and keys normalized over the features of their heads, which bounds the logits.
+
+    query, key = norm(query) * query_scale, norm(key) * key_scale
+
+    With `rms_norm` as in OLMo 2, Qwen3 and Gemma 3; with `layer_norm` as in ViT-22B, Dehghani et al. 2023,
+    arXiv:2302.05442; with `scale_norm` and one learned scale instead of 1 / sqrt(features) as in Henry et
+    al. 2020, arXiv:2010.04245.
+
+    Args:
+      query, key: [..., heads, features], which may differ in all axes but the last.
+      norm: any `(x, scale=, **options) -> y` of this library.
+      query_scale, key_scale: of one head's features; any other shape broadcasts.
+      options: of `norm`.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> query, key = jn.qk_norm(jnp.array([1.0, 7.0]), jnp.array([3.0, 3.0]), epsilon=0.0)
+    >>> query, key
+    (Array([0.2, 1.4], dtype=float32), Array([1., 1.], dtype=float32))
+    """
+    return norm(query, scale=query_scale, **options), norm(key, scale=key_scale, **options)
+
+
+@compiled
+def dynamic_tanh(
+    x: ArrayLike,
+    alpha: ArrayLike,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int | Iterable[int] = -1,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Dynamic tanh (DyT): a squashing function in a norm's place, without statistics.
+
+    y = tanh(alpha * x) * scale + bias, alpha learned, 0.5 at first.
+
+    The evidence is mixed: on par with layer norm in its paper; others find gains where data are few and
+    losses elsewhere, arXiv:2604.23434. Zhu, Chen, He, LeCun, Liu 2025, arXiv:2503.10622.
+
+    Args:
+      x: numbers of any shape; integers count as float32. Arithmetic is float32 or wider, y has x's dtype,
+        and reverse mode keeps x alone.
+      alpha: a scalar, or an array that broadcasts to x.
+      scale, bias: arrays of the feature axes' sizes, or any that broadcast to x.
+
+    Raises:
+      ValueError: an array that does not broadcast; an axis that x does not have.
+      TypeError: not numeric.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.dynamic_tanh(jnp.array([0.0, 100.0]), 0.5, scale=jnp.array([1.0, 2.0]))
+    Array([0., 2.], dtype=float32)
+    """
+    return _squashed("dynamic_tanh", jnp.tanh, x, alpha, 0.0, scale, bias, feature_axis, dtype)
+
+
+@compiled
+def dynamic_erf(
+    x: ArrayLike,
+    alpha: ArrayLike,
+    shift: ArrayLike,
+    *,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    feature_axis: int | Iterable[int] = -1,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Dynamic erf (Derf): the error function in a norm's place, without statistics.
+
+    y = erf(alpha * x + shift) * scale + bias, alpha and shift learned, 0.5 and 0 at first.
+
+    The evidence is mixed: ahead of layer norm and of dynamic tanh in its paper; with the optimizer Muon
+    another finds a large loss at this start, arXiv:2604.01563. Real x. The other arguments, dtypes and
+    errors are those of `dynamic_tanh`. Chen et al. 2025, arXiv:2512.10938.
+
+    Args:
+      shift: a scalar, or an array that broadcasts to x.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.dynamic_erf(jnp.array([0.0, 100.0]), 0.5, 0.0).round(5)
+    Array([0., 1.], dtype=float32)
+    """
+    check.real("dynamic_erf", "x", check.numbers("dynamic_erf", "x", x))
+    return _squashed("dynamic_erf", lax.erf, x, alpha, shift, scale, bias, feature_axis, dtype)
+
+
+def _squashed(
+    function: str,
+    squash: Callable[[Array], Array],
+    x: Any,
+    alpha: Any,
+    shift: Any,
+    scale: Any,
+    bias: Any,
+    feature_axis: Any,
+    dtype: Any,
+) -> Array:
+    x = check.numbers(function, "x", x)
+    features = check.axes(function, feature_axis, x, "feature_axis")
+    given = {"alpha": alpha, "shift": shift, "scale": scale, "bias": bias}
+
+    out = dtype or x.dtype
+
+    @remat
+    def squashed(x: Array, alpha: Array, shift: Array, scale: Any, bias: Any) -> Array:
+        y = squash(plus(times(x, alpha), shift))
+        return plus(y if scale is None else times(y, scale), bias).astype(out)
+
+    return squashed(x, *(check.affine(function, name, v, x, features) for name, v in given.items()))

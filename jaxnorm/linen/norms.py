@@ -1,0 +1,135 @@
+"""Linen layers that normalize every sample by itself."""
+
+from flax import linen as nn
+from jax import Array
+
+from jaxnorm._base.messages import Named
+from jaxnorm._layers import calls as layers
+from jaxnorm.linen.parameters import own_parameters
+
+
+class LayerNorm(Named, nn.LayerNorm):
+    """Layer norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over `reduction_axes`.
+
+    Scale and bias have one value for each place of `feature_axes`, which may be other axes.
+
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+
+    Ba, Kiros and Hinton, 2016, arXiv:1607.06450.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> y, variables = jn.LayerNorm().init_with_output(jax.random.key(0), jnp.asarray([1.0, 3.0]))
+    >>> print(y.round(3))
+    [-1.  1.]
+    """
+
+    zero_centered_scale: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        return layers.layer_norm(
+            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
+        )
+
+
+class RMSNorm(Named, nn.RMSNorm):
+    """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
+
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+
+    Zhang and Sennrich, 2019, arXiv:1910.07467.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> y, variables = jn.RMSNorm().init_with_output(jax.random.key(0), jnp.asarray([1.0, 7.0]))
+    >>> print(y.round(3))
+    [0.2 1.4]
+    """
+
+    zero_centered_scale: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        return layers.rms_norm(
+            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
+        )
+
+
+class GroupNorm(Named, nn.GroupNorm):
+    """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
+
+    Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
+    of which the last axis must be one. ValueError, as in Flax, where the groups do not divide the
+    channels.
+
+    Wu and He, 2018, arXiv:1803.08494.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> x = jnp.asarray([[1.0, 3.0, 10.0, 30.0]])
+    >>> y, variables = jn.GroupNorm(num_groups=2).init_with_output(jax.random.key(0), x)
+    >>> print(y.round(3))
+    [[-1.  1. -1.  1.]]
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        groups = {"num_groups": self.num_groups, "group_size": self.group_size}
+        return layers.group_norm(
+            self, x, mask, weights, **groups, **own_parameters(self, x, -1, scale=scale, bias=bias)
+        )
+
+
+class InstanceNorm(Named, nn.InstanceNorm):
+    """Instance norm: each sample and channel has its own mean and variance.
+
+    They are taken over all axes but 0 and `feature_axes`.
+
+    Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxnorm import linen as jn
+    >>> x = jnp.asarray([[[1.0], [3.0]], [[10.0], [30.0]]])
+    >>> y, variables = jn.InstanceNorm().init_with_output(jax.random.key(0), x)
+    >>> print(y.round(3).ravel())
+    [-1.  1. -1.  1.]
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        return layers.instance_norm(
+            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
+        )

@@ -1,0 +1,112 @@
+"""Nnx layers that normalize the weights of another layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+from jax import Array
+
+from jaxnorm._base.messages import Named
+from jaxnorm._layers import calls as layers
+from jaxnorm._layers import state as state
+
+Path = tuple[Any, ...]
+
+
+class WeightNorm(Named, nnx.WeightNorm):
+    """Weight norm: a layer with the weights scale * v / sqrt(sum |v|^2 + epsilon).
+
+    The sum is over all axes but `feature_axes`. It is taken of the parameters of `layer_instance` that
+    `variable_filter` selects. Their `scales`, one value a feature, are parameters, too. They start at 1, or,
+    with `scale_from_weights=True`, at the length of v: the wrapped layer then does what it did. The stored
+    parameters stay as they are (Flax overwrites them, and does not train the scales).
+
+    Salimans and Kingma, 2016, arXiv:1602.07868.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxnorm import nnx as jn
+    >>> linear = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    >>> layer = jn.WeightNorm(linear, scale_from_weights=True, rngs=nnx.Rngs(1))
+    >>> x = jnp.ones((1, 4))
+    >>> print((layer(x) - linear(x)).round(5))
+    [[0.]]
+    """
+
+    @layers.extends(nnx.WeightNorm.__init__)
+    def __init__(
+        self,
+        layer_instance: nnx.Module,
+        *,
+        rngs: nnx.Rngs,
+        use_scale: bool = True,
+        scale_from_weights: bool = False,
+        **options: Any,
+    ) -> None:
+        # Flax's own scales are no parameters, and take no random initializer
+        super().__init__(layer_instance, rngs=rngs, use_scale=False, **options)
+        self.use_scale, self.scale_from_weights = use_scale, scale_from_weights
+        # nor draw they a key: the layers that come after have the keys that they have there
+        key: Any = (lambda: None) if self.scale_init is nnx.initializers.ones else rngs.params
+        if use_scale:
+            parameters = nnx.to_flat_state(nnx.state(layer_instance, nnx.Param))
+            self.scales = nnx.data(
+                {
+                    path: nnx.Param(state.weight_scale(self, v[...], key()))
+                    for path, v in parameters
+                    if self.variable_filter(path, v)
+                }
+            )
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        scales: Any = self.scales
+
+        def normalized(path: Path, v: Any) -> Array:
+            if not self.variable_filter(path, v):
+                return v[...]
+            return state.weight_norm(self, v[...], scales[path][...] if self.use_scale else None)
+
+        return _with_weights(self.layer_instance, normalized)(x, *args, **kwargs)
+
+
+class SpectralNorm(Named, nnx.SpectralNorm):
+    """Spectral norm: a layer whose matrices are divided by their largest singular values.
+
+    Of each, `batch_stats` holds u and sigma: where power iteration goes on from at the next call, and what it
+    found. They are stored unless `update_stats=False` in the call, or else in the layer, or eval(). The
+    parameters stay as they are (Flax overwrites them). Those of more than two axes are flattened into
+    matrices whose columns are the last axis, or refused with `error_on_non_matrix=True`.
+
+    Miyato, Kataoka, Koyama and Yoshida, 2018, arXiv:1802.05957.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxnorm import nnx as jn
+    >>> layer = jn.SpectralNorm(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), n_steps=20, rngs=nnx.Rngs(1))
+    >>> y = layer(jnp.ones((1, 4)))
+    >>> sigma = jnp.linalg.svd(layer.layer_instance.kernel[...])[1][0]
+    >>> print((layer.batch_stats["kernel", "sigma"][...] - sigma).round(4))
+    0.0
+    """
+
+    def __call__(self, x: Array, update_stats: bool | None = None, **kwargs: Any) -> Any:
+        if update_stats is None:
+            update_stats = not self.use_running_average
+
+        def normalized(path: Path, v: Any) -> Array:
+            if not state.is_matrix(self, v):
+                return v[...]
+            kept = {name: self.batch_stats[(*path, name)] for name in ("u", "sigma")}
+            w, new = state.spectral_norm(self, v[...], **{name: s[...] for name, s in kept.items()})
+            for name, value in new.items() if update_stats else ():
+                kept[name].set_value(value)
+            return w
+
+        return _with_weights(self.layer_instance, normalized)(x, **kwargs)
+
+
+def _with_weights(layer: nnx.Module, normalized: Callable[[Path, Any], Array]) -> Any:
+    """The layer with other parameters. All else, its own statistics too, is shared with it."""
+    graph, parameters, *rest = nnx.split(layer, nnx.Param, ...)
+    flat = [(path, v.replace(normalized(path, v))) for path, v in nnx.to_flat_state(parameters)]
+    return nnx.merge(graph, nnx.from_flat_state(flat), *rest)
