@@ -18,31 +18,15 @@ ROOT = Path(jaxnorm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYER_FILES = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("linen", "nnx")]
 
-# What stands on a floor imports lower floors only. A file may become a folder of the same name.
+# A folder imports lower floors only.
 FLOORS = [
-    {"_sharding", "_messages", "_exported"},
-    {"_arithmetic", "_options"},
-    {"_axes"},
-    {"_checks", "_devices", "_forms", "_remat"},
-    {"_eager", "_groups"},
-    {"_over"},
-    {"_pivot", "_law", "_trees"},
-    {"_sums", "_rows", "_origin"},
-    {"_affine"},
-    {"_backends"},
-    {"_statistics"},
-    {"_moments", "_average"},
-    {"_standardize"},
-    {"_normalize"},
-    {"_alone"},
-    {"_norms", "_batch", "_responses", "_weights", "_spectral"},
-    {"_banks", "_conditional", "_evonorm", "_inputs", "_lengths", "_renorm", "_switchable"}
-    | {"_transformers", "_whitening"},
-    {"_population", "_layers"},
-    {"_state_layers", "_layer_parts"},
-    {"_family_layers", "_family_state_layers", "_pop_art_layer"},
+    {"_base"},
+    {"_xla"},
+    {"_core"},
+    {"_norms"},
+    {"_layers", "population", "convert", "monitor"},
     {"__init__"},
-    {"linen", "nnx", "convert", "monitor"},
+    {"linen", "nnx"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -106,15 +90,27 @@ DOCUMENTED = [(jaxnorm, name) for name, v in public(jaxnorm).items() if callable
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_imports_lower_floors_only(path):
+def test_a_folder_imports_lower_floors_only(path):
     home, name = place(path)
     for other in neighbours(path):
-        inside = other.startswith(f"{home}.")
-        assert inside or FLOOR[other.split(".")[0]] < FLOOR[home], f"{name} imports {other}"
+        folder = other.split(".")[0]
+        assert folder == home or FLOOR[folder] < FLOOR[home], (
+            f"{name} imports {other}, which is not on a lower floor: {' < '.join('|'.join(f) for f in FLOORS)}. "
+            "Move what both need to the lower of the two folders, or hand it in as an argument."
+        )
 
 
-def test_every_file_has_a_floor():
-    assert {place(path)[0] for path in FILES} <= FLOOR.keys()
+def test_every_folder_has_a_floor_and_a_map():
+    """The first lines of a folder's `__init__` name each of its files."""
+    folders = {path.relative_to(ROOT).parts[0] for path in FILES if path.parent != ROOT}
+    assert folders <= FLOOR.keys(), "add the folder to FLOORS, and to docs/architecture.md"
+    for folder in folders - {"linen", "nnx"}:
+        listed = (ROOT / folder / "__init__.py").read_text(encoding="utf-8")
+        for path in (ROOT / folder).glob("*.py"):
+            line = rf"^{path.stem}\b"
+            assert path.stem == "__init__" or re.search(line, listed, re.M), (
+                f"name {path.stem} in {folder}'s map"
+            )
 
 
 def test_no_import_cycle():
@@ -129,12 +125,12 @@ def test_no_import_cycle():
 def test_only_the_top_floor_knows_a_framework(path):
     foreign = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
     allowed = {"jax", "numpy", "jaxnorm"}
-    assert foreign <= allowed or FLOOR[place(path)[0]] == len(FLOORS) - 1
+    assert foreign <= allowed or place(path)[0] in ("linen", "nnx", "convert", "monitor")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_is_read_in_one_sitting(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 260
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
 
 
 # One as in jnp.sum; the other is left out only where group_size stands for it.
