@@ -95,8 +95,9 @@ def test_a_folder_imports_lower_floors_only(path):
     for other in neighbours(path):
         folder = other.split(".")[0]
         assert folder == home or FLOOR[folder] < FLOOR[home], (
-            f"{name} imports {other}, which is not on a lower floor: {' < '.join('|'.join(f) for f in FLOORS)}. "
-            "Move what both need to the lower of the two folders, or hand it in as an argument."
+            f"{name} imports {other}, which is not on a lower floor. "
+            f"The floors are {' < '.join('|'.join(sorted(f)) for f in FLOORS)}: "
+            "move what both need to the lower of the two folders, or hand it in as an argument."
         )
 
 
