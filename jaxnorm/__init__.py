@@ -8,6 +8,7 @@ import types
 import typing
 
 from jaxnorm._base.collectives import IfBound as IfBound
+from jaxnorm._base.collectives import InGroups as InGroups
 from jaxnorm._core.average import ema as ema
 from jaxnorm._core.moments import Moments as Moments
 from jaxnorm._core.moments import combine as combine

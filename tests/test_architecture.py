@@ -180,10 +180,10 @@ def is_a_type(name):
 RENAMED = {"momentum": "decay", "mask": "where", "reduction_axes": "axis", "feature_axes": "feature_axis"}
 OPTIONS = {
     "BatchNorm": {"epsilon", "decay", "where", "axis_name", "axis_index_groups", "dtype", "unbiased"},
-    "LayerNorm": {"epsilon", "where", "axis", "axis_name", "axis_index_groups", "dtype"},
-    "RMSNorm": {"epsilon", "where", "axis", "axis_name", "axis_index_groups", "dtype"},
-    "GroupNorm": {"epsilon", "where", "reduction_axes", "axis_name", "axis_index_groups", "dtype"},
-    "InstanceNorm": {"epsilon", "where", "axis_name", "axis_index_groups", "dtype"},
+    "LayerNorm": {"epsilon", "where", "axis", "axis_name", "dtype"},
+    "RMSNorm": {"epsilon", "where", "axis", "axis_name", "dtype"},
+    "GroupNorm": {"epsilon", "where", "reduction_axes", "axis_name", "dtype"},
+    "InstanceNorm": {"epsilon", "where", "axis_name", "dtype"},
     "SpectralNorm": {"epsilon", "n_steps", "dtype"},
     "WeightNorm": {"epsilon", "feature_axis", "dtype"},
 }

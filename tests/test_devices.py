@@ -346,11 +346,11 @@ def test_groups_of_devices(way):
     """Device i is (i // 2, i % 2) of the mesh of two axes: along "a" 0 and 2 are one group, 1 and 3."""
     x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (DEVICES, 2, 3)), jnp.float32)
     stats, groups = jn.initial_stats((3,)), [[0, 2], [1, 3]]
-    options = {} if way == "one mesh axis of two" else {"axis_index_groups": groups}
+    name = "a" if way == "one mesh axis of two" else jn.InGroups("a", groups)
 
     def local(x):
-        m = jn.combine(jn.moments(x, 0), axis_name="a", **options)
-        return jn.batch_norm(x, stats, train=True, axis_name="a", **options), m
+        m = jn.combine(jn.moments(x, 0), axis_name=name)
+        return jn.batch_norm(x, stats, train=True, axis_name=name), m
 
     (y, state), m = jax.jit(GROUPED[way](local))(x)
     for group in groups:
@@ -360,6 +360,54 @@ def test_groups_of_devices(way):
         for device in group:
             found = jax.tree.map(lambda v, d=device: v[d], (state, m))
             assert_close(found, (remembered, jn.moments(x[index], (0, 1))), 1e-6)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map unchecked"])
+def test_groups_are_given_as_an_axis_name_or_as_flax_gives_them(way):
+    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (DEVICES, 2, 3)), jnp.float32)
+    stats, groups = jn.initial_stats((3,)), [[0, 2], [1, 3]]
+
+    def local(x):
+        functions = (jn.batch_norm, jn.batch_renorm, partial(jn.ghost_batch_norm, num_ghosts=2))
+        flax_s = {"axis_name": "a", "axis_index_groups": groups}
+        ours = {"axis_name": jn.InGroups("a", groups)}
+        return [[f(x, stats, train=True, **names) for f in functions] for names in (flax_s, ours)]
+
+    flax_s, ours = jax.jit(GROUPED[way](local))(x)
+    jax.tree.map(np.testing.assert_array_equal, flax_s, ours)
+    mean = x.reshape(2, 2, 2, 3).mean((0, 2))
+    np.testing.assert_allclose(ours[0][1].mean[:2], 0.01 * mean, rtol=1e-5)
+
+
+def test_groups_of_one_axis_beside_another_axis():
+    """Sums within groups of "a" and over all of "b", or within groups of both: the axes count together."""
+    x = jnp.arange(8.0).reshape(2, 4)
+    means = {
+        "b in pairs": (jn.InGroups("b", [[0, 1], [2, 3]]), [[0.5, 0.5, 2.5, 2.5], [4.5, 4.5, 6.5, 6.5]]),
+        "and a": ((jn.InGroups("b", [[0, 1], [2, 3]]), "a"), [[2.5, 2.5, 4.5, 4.5]] * 2),
+        "of both": (
+            jn.InGroups(("a", "b"), [[0, 1, 2, 7], [3, 4, 5, 6]]),
+            [[2.5] * 3 + [4.5], [4.5] * 3 + [2.5]],
+        ),
+        "missing": (jn.InGroups(jn.IfBound("c"), [[0, 1]]), x),
+        "missing and a": ((jn.InGroups(jn.IfBound("c"), [[0, 1]]), "a"), [[2.0, 3.0, 4.0, 5.0]] * 2),
+    }
+    spec = P("a", "b")
+    for name, expected in means.values():
+        mean = partial(jn.moments, axis=(), axis_name=name)
+        mapped = jax.shard_map(
+            lambda x, mean=mean: mean(x).mean, mesh=mesh(2, 4), in_specs=spec, out_specs=spec, check_vma=False
+        )
+        np.testing.assert_allclose(mapped(x), expected)
+
+
+@pytest.mark.parametrize("api", [*OURS])
+def test_groups_of_a_layer_are_flax_s(api):
+    x = jnp.arange(32.0).reshape(4, 2, 4)
+    layer = partial(apply, api, axis_name="a", axis_index_groups=[[0, 1], [2, 3]])
+    y = jax.pmap(layer, axis_name="a", devices=devices_of(DEVICES))(x)[0]
+    np.testing.assert_allclose(y[:2], y[2:], rtol=1e-4)
+    np.testing.assert_allclose(y[:2].mean((0, 1)), 0, atol=1e-6)
 
 
 SHARDED = (8, 2, 4)  # over 8 devices; the last three see nothing
@@ -444,12 +492,12 @@ def test_axes_with_and_without_a_name_are_combined_at_once():
 # ------------------------------------------------------------------------------------ local if unbound
 
 
-def apply(api, x, axis_name):
+def apply(api, x, axis_name, **groups):
     if api == "pure":
         return jn.batch_norm(x, jn.initial_stats((4,)), train=True, axis_name=axis_name)
     variables = {"batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
     affine = {"use_scale": False, "use_bias": False}
-    made = layer(OURS, api, Case("BatchNorm", x.shape, 4, affine), axis_name=axis_name)
+    made = layer(OURS, api, Case("BatchNorm", x.shape, 4, affine), axis_name=axis_name, **groups)
     return made.call(variables, x)
 
 
@@ -473,7 +521,7 @@ def test_a_name_that_may_be_missing(api):
 
 def test_groups_of_a_name_that_is_missing():
     x, groups = jnp.ones((2, 4)), [[0, 1], [2, 3]]
-    m = jn.moments(x, 0, axis_name=jn.IfBound("a"), axis_index_groups=groups)
+    m = jn.moments(x, 0, axis_name=jn.InGroups(jn.IfBound("a"), groups))
     np.testing.assert_array_equal(m.weight, 2)
 
 

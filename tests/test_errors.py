@@ -201,9 +201,19 @@ VALUES = [
         "batch_norm: axis_index_groups=[[0, 1], [2, 3]] divides a named axis, but axis_name is "
         "None; give the axis's name as axis_name.",
     ),
+    (
+        lambda: jn.layer_norm(X, axis_name=jn.InGroups("rows", [[0, 1]])),
+        "layer_norm: axis_name='rows' is not bound here; call it inside jax.shard_map, jax.pmap or "
+        "jax.vmap with that axis name, leave axis_name out (plain jit with sharded arrays needs none), or "
+        "give IfBound('rows'), which is local where the name is missing.",
+    ),
 ]
 
 TYPES = [
+    (
+        lambda: jn.InGroups("a", [0, 1]),
+        "InGroups: groups=[0, 1] are not lists of device numbers; give, for example, ((0, 1), (2, 3)).",
+    ),
     (
         lambda: jn.IfBound(("a", "b")),
         "IfBound: name=('a', 'b') is not one name; give axis_name=(IfBound('a'), IfBound('b')).",

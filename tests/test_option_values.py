@@ -249,7 +249,7 @@ def test_a_list_of_axes_is_compiled(name):
 
 def test_groups_of_devices_may_be_lists():
     def local(x):
-        return jn.moments(x, 0, axis_name="d", axis_index_groups=[[0, 1], [2, 3]]).mean
+        return jn.moments(x, 0, axis_name=jn.InGroups("d", [[0, 1], [2, 3]])).mean
 
     mean = jax.pmap(local, axis_name="d")(jnp.arange(8.0).reshape(4, 2))
     np.testing.assert_allclose(mean, [1.5, 1.5, 5.5, 5.5])

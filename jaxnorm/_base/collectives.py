@@ -1,9 +1,11 @@
 """Devices: sums over named axes, in one collective, under every way that JAX has to name an axis."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+import operator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +13,28 @@ from jax import Array, lax
 
 from jaxnorm._base.arithmetic import common
 from jaxnorm._base.messages import error
-from jaxnorm._base.sharding import alike, sharded_as
+from jaxnorm._base.sharding import alike
+
+Groups: TypeAlias = tuple[tuple[int, ...], ...]  # of device numbers along an axis
 
 
 class Names(NamedTuple):
-    """The named axes of a sum, and the groups of devices that it is taken within. Static and hashable."""
+    """The named axes of a sum. Static and hashable.
 
-    names: tuple[Any, ...] = ()
-    groups: tuple[tuple[int, ...], ...] | None = None
+    sums: axes that are summed over one after another, and the groups of devices that each sum stays within.
+    """
+
+    sums: tuple[tuple[tuple[Hashable, ...], Groups | None], ...] = ()
+
+    @property
+    def names(self) -> tuple[Hashable, ...]:
+        """All the axes."""
+        return tuple(name for names, _ in self.sums for name in names)
+
+    @property
+    def grouped(self) -> tuple[tuple[tuple[Hashable, ...], Groups | None], ...]:
+        """The sums that stay within groups of devices."""
+        return tuple(entry for entry in self.sums if entry[1] is not None)
 
 
 @dataclass(frozen=True)
@@ -48,40 +64,115 @@ class IfBound:
             raise TypeError(f"IfBound: name={self.name!r} is not one name; give axis_name=({each}).")
 
 
-def bound(function: str, axis_name: Any, groups: Any = None, *, option: str = "axis_name") -> Names:
-    """Bound axis names, as a tuple. `option` is what the caller of `function` gave them as."""
-    if axis_name is None:
-        if groups is not None:
-            raise error(
-                ValueError,
-                function,
-                f"axis_index_groups={groups!r} divides a named axis, but axis_name is None; "
-                f"give the axis's name as axis_name.",
-            )
-        return Names()
-    found = []
-    for given in axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,):
-        name = given.name if isinstance(given, IfBound) else given
+@dataclass(frozen=True)
+class InGroups:
+    """An axis name and groups of its devices: statistics are those of a group.
+
+    Every function takes it as `axis_name`, or in a tuple of names. JAX sums within groups under `jax.pmap`
+    and `jax.shard_map(check_vma=False)` only; a mesh axis that is two, one across groups and one within,
+    works everywhere. `batch_norm`, its relatives and the layers take Flax's `axis_index_groups` as well.
+
+    Args:
+      name: an axis name, an `IfBound`, or a tuple of them: the devices of several axes are numbered together.
+      groups: for each group the numbers of its devices along the axis, all groups equally large.
+
+    Raises:
+      TypeError: groups that are not lists of ints.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxnorm as jn
+    >>> jn.InGroups("data", [[0, 2], [1, 3]])
+    InGroups(name='data', groups=((0, 2), (1, 3)))
+    >>> mean = lambda x: jn.moments(x, axis=0, axis_name=jn.InGroups("data", [[0]])).mean
+    >>> jax.pmap(mean, axis_name="data")(jnp.array([[1.0, 3.0]])).tolist()
+    [2.0]
+    """
+
+    name: Any
+    groups: Any
+
+    def __post_init__(self) -> None:
         try:
-            lax.axis_size(name)
-        except NameError:
-            if isinstance(given, IfBound):
-                continue
+            groups = tuple(tuple(map(operator.index, group)) for group in self.groups)
+        except TypeError:
+            raise TypeError(
+                f"InGroups: groups={self.groups!r} are not lists of device numbers; give, for example, "
+                "((0, 1), (2, 3))."
+            ) from None
+        # tuples, so that it can be a static argument
+        object.__setattr__(self, "groups", groups)
+        if isinstance(self.name, list):
+            object.__setattr__(self, "name", tuple(self.name))
+
+
+def with_groups(function: str, axis_name: Any, axis_index_groups: Any) -> Any:
+    """Flax's two arguments as one axis name."""
+    if axis_index_groups is None:
+        return axis_name
+    if axis_name is None:
+        raise error(
+            ValueError,
+            function,
+            f"axis_index_groups={axis_index_groups!r} divides a named axis, but axis_name is None; "
+            f"give the axis's name as axis_name.",
+        )
+    return InGroups(axis_name, axis_index_groups)
+
+
+def bound(function: str, axis_name: Any, _: None = None, *, option: str = "axis_name") -> Names:
+    """The axes that names stand for, without those of an `IfBound` that are missing.
+
+    Args:
+      function: what an error speaks of.
+      axis_name: a name, an `IfBound`, an `InGroups`, a tuple of them, or None.
+      option: the option that `axis_name` was given as.
+    """
+    for name in _each_name(axis_name):
+        if not isinstance(name, IfBound) and not _is_bound(name):
             raise error(
                 ValueError,
                 function,
                 f"{option}={name!r} is not bound here; call it inside jax.shard_map, "
                 f"jax.pmap or jax.vmap with that axis name, leave {option} out (plain jit with sharded "
                 f"arrays needs none), or give IfBound({name!r}), which is local where the name is missing.",
-            ) from None
-        found.append(name)
-    return named(found, groups) if found else Names()  # no group where there is nothing to divide
+            )
+    return named(axis_name)
 
 
-def named(axis_name: Any, groups: Any = None) -> Names:
-    """Axis names and groups as they were given, as tuples."""
-    names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
-    return Names(tuple(names), None if groups is None else tuple(tuple(map(int, g)) for g in groups))
+def named(axis_name: Any) -> Names:
+    """The axes of these names that are bound."""
+    plain, grouped = [], []
+    for entry in _entries(axis_name):
+        names = [name.name if isinstance(name, IfBound) else name for name in _each_name(entry)]
+        names = [name for name in names if _is_bound(name)]
+        if isinstance(entry, InGroups):
+            grouped += [(tuple(names), entry.groups)] if names else []
+        else:
+            plain += names
+    return Names((*([(tuple(plain), None)] if plain else []), *grouped))
+
+
+def _entries(axis_name: Any) -> Iterator[Any]:
+    """Names, IfBound and InGroups, out of nested tuples of them."""
+    if isinstance(axis_name, tuple | list):
+        for entry in axis_name:
+            yield from _entries(entry)
+    elif axis_name is not None:
+        yield axis_name
+
+
+def _each_name(axis_name: Any) -> Iterator[Any]:
+    """Names and IfBound, those of groups too."""
+    for entry in _entries(axis_name):
+        yield from _each_name(entry.name) if isinstance(entry, InGroups) else (entry,)
+
+
+def _is_bound(name: Hashable) -> bool:
+    try:
+        lax.axis_size(name)
+    except NameError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -90,13 +181,14 @@ def explained(function: str, over: Names) -> Iterator[None]:
     try:
         yield
     except NotImplementedError:
-        if over.groups is None:
+        if not over.grouped:
             raise
+        ((names, groups), *_) = over.grouped
         raise error(
             ValueError,
             function,
-            f"axis_index_groups={over.groups}: JAX takes groups only under jax.pmap and under "
-            f"jax.shard_map(check_vma=False); instead, make the mesh axis {over.names} two axes, one "
+            f"axis_index_groups={groups}: JAX takes groups only under jax.pmap and under "
+            f"jax.shard_map(check_vma=False); instead, make the mesh axis {names} two axes, one "
             f"across the groups and one within, and give the inner one as axis_name.",
         ) from None
     except AssertionError:
@@ -114,40 +206,30 @@ def explained(function: str, over: Names) -> Iterator[None]:
 
 def size(over: Names) -> int:
     """How many devices take part in a sum."""
-    if not over.names:
-        return 1
-    # psum of a Python number is a Python number: the count never travels
-    return lax.psum(1, over.names, axis_index_groups=over.groups)
+    # psum of a Python number is a Python number: nothing is sent
+    return math.prod(lax.psum(1, names, axis_index_groups=groups) for names, groups in over.sums)
 
 
 def psum(over: Names, values: Sequence[Array]) -> list[Array]:
     """The sums of several small arrays over the named axes, in ONE collective."""
-    return _together(lambda v: _psum(over, v), values) if over.names else list(values)
-
-
-def pmean(over: Names, values: Sequence[Array]) -> list[Array]:
-    """The same for equally weighted averages."""
-    return _together(lambda v: _psum(over, v / size(over)), values) if over.names else list(values)
-
-
-def _psum(over: Names, v: Array) -> Array:
-    # lax.psum takes names that are alike: mesh axes that v varies over, or others, as vmap's are
-    outer = varying(v)
-    for names in ([n for n in over.names if n not in outer], [n for n in over.names if n in outer]):
-        if names:
-            v = lax.psum(v, tuple(names), axis_index_groups=over.groups)
-    return v
-
-
-def _together(collective: Any, values: Sequence[Array]) -> list[Array]:
-    if len(values) == 1:
-        return [collective(values[0])]
+    if not over.names or len(values) < 2:
+        return [_psum(over, v) for v in values]
     # a new leading axis, not a ravel: arrays that are sharded over further axes are not resharded
     stacked = jnp.stack(common(*jnp.broadcast_arrays(*alike(*values))))
     return [
-        part if part.dtype == v.dtype else part.real
-        for part, v in zip(collective(stacked), values, strict=True)
+        total if total.dtype == v.dtype else total.real
+        for total, v in zip(_psum(over, stacked), values, strict=True)
     ]
+
+
+def _psum(over: Names, v: Array) -> Array:
+    for names, groups in over.sums:
+        # one lax.psum takes mesh axes that v varies over, or other names, as vmap's are, and not both
+        outer = varying(v)
+        for some in ([n for n in names if n not in outer], [n for n in names if n in outer]):
+            if some:
+                v = lax.psum(v, tuple(some), axis_index_groups=groups)
+    return v
 
 
 def varying(*values: Any) -> frozenset[Any]:
@@ -165,18 +247,3 @@ def vary(v: Array, over: frozenset[Any]) -> Array:
     """`v`, marked as varying over these mesh axes, too."""
     names = over - varying(v)
     return lax.pcast(v, tuple(sorted(names, key=str)), to="varying") if names else v
-
-
-def vary_together(values: Sequence[Array | None], like: Array) -> list[Array | None]:
-    """Small arrays marked as varying in ONE cast: its transpose is one psum, not one for each."""
-    given = [v for v in values if v is not None]
-    names = varying(like) - varying(*given)
-    if not names or len(given) < 2 or jnp.broadcast_shapes(*(v.shape for v in given)) == like.shape:
-        return list(values)
-    cast = iter(_together(lambda v: vary(v, varying(like)), given))
-    return [None if v is None else next(cast) for v in values]
-
-
-def spread(v: Array, kind: Any) -> Array:
-    """`v` broadcast to the shape of this type, `jax.typeof` of an array, varying and sharded as it is."""
-    return sharded_as(vary(v, varying(kind)), kind)

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from jaxnorm._base.collectives import explained, named
+from jaxnorm._base.collectives import explained, named, with_groups
 from jaxnorm._base.messages import calling, error, public
 from jaxnorm._base.options import VALUES, decay, traced
 
@@ -58,7 +58,8 @@ def compiled(function: Callable[P, R], **checks: Callable[[str, Any], Any]) -> C
             _explain_jet(name, arrays, raised)
             raise
         except NotImplementedError:  # where jax.vmap goes through the program, after it was traced
-            with explained(name, named(options.get("axis_name"), options.get("axis_index_groups"))):
+            axis_name = with_groups(name, options.get("axis_name"), options.get("axis_index_groups"))
+            with explained(name, named(axis_name)):
                 raise
 
     return call

@@ -31,7 +31,6 @@ def moments(
     about: ArrayLike | None = None,
     pivot: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     keepdims: bool = False,
 ) -> Moments:
     """Moments of x over `axis`, in float32 or wider.
@@ -51,7 +50,6 @@ def moments(
         one collective are then enough, mask or not. The variance's relative error is some
         3e-7 * (1 + (mean - pivot)^2 / var). Without it, x is searched for one.
       axis_name: name, or tuple of names, of mapped axes (shard_map, pmap, vmap) to take them over, too.
-      axis_index_groups: groups of devices to stay within, where JAX allows it.
       keepdims: keep the reduced axes, of size 1.
 
     Raises:
@@ -69,7 +67,7 @@ def moments(
     x = check.numbers("moments", "x", x)
     axes = check.axes("moments", axis, x)
     weights = check.weights("moments", where, x)
-    names = devices.bound("moments", axis_name, axis_index_groups)
+    names = devices.bound("moments", axis_name)
     r = Reduction(axes, names, centered=about is None)
     kept = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
     zero = about is None or (isinstance(about, int | float) and about == 0)
@@ -126,7 +124,6 @@ def combine(
     axis: int | Iterable[int] | None = None,
     *,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
 ) -> Moments:
     """Moments of the union of many samples: stacked on `axis`, or one on each device of `axis_name`.
 
@@ -140,7 +137,6 @@ def combine(
       parts: [*stats] and the axes that are reduced.
       axis: the stacking axis, or several: 0, or none with `axis_name`, unless given.
       axis_name: name, or tuple of names, of mapped axes (shard_map, pmap, vmap) to combine over, too.
-      axis_index_groups: groups of devices to stay within, where JAX allows it.
 
     Raises:
       ValueError: fields of different shapes; an axis that they do not have; an unbound axis name.
@@ -158,7 +154,7 @@ def combine(
     if axis is None:
         axis = 0 if axis_name is None else ()
     axes = check.axes("combine", axis, parts.mean, of="parts.mean")
-    names = devices.bound("combine", axis_name, axis_index_groups)
+    names = devices.bound("combine", axis_name)
     live = parts.weight > 0
     mean, var = (choose(live, v, 0) for v in (parts.mean, parts.var))
 

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import TINY, is_float8, promoted
+from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.messages import calling
 from jaxnorm._norms import sample as _norms
 
@@ -156,10 +157,10 @@ def extends(init: Callable[..., None]) -> Callable[[Callable[..., None]], Callab
 
 
 def devices(layer: Any) -> dict[str, Any]:
-    """The devices that a layer meets: Flax ignores groups of an axis that has no name."""
+    """A layer's devices. Like Flax's, it ignores groups of an axis that has no name."""
     if layer.axis_name is None:
         return {}
-    return {"axis_name": layer.axis_name, "axis_index_groups": layer.axis_index_groups}
+    return {"axis_name": with_groups(type(layer).__name__, layer.axis_name, layer.axis_index_groups)}
 
 
 def result_dtype(layer: Any, *arrays: Any) -> DTypeLike:

@@ -98,7 +98,6 @@ def blended_batch_norm(
     epsilon: float | Array = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Evaluation of a batch norm under shift: its state, blended with the batch at hand.
@@ -128,7 +127,6 @@ def blended_batch_norm(
     check.share("blended_batch_norm", alpha)
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     old = sound(Moments(*map(jnp.asarray, stats)))
     old = Moments(*(as_sums(jnp.reshape(v, shape), x, axes) for v in old))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
@@ -136,7 +134,7 @@ def blended_batch_norm(
 
     @remat
     def normalized(x: Array, old: Moments, scale: Any, bias: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, keepdims=True, **mapped))
+        m = kept(moments(x, axes, where=weights, keepdims=True, axis_name=axis_name))
         # an average whose past weighs 1 is the blend, and knows what to do where one of the two is empty
         return given(x, ema(old, m, decay=alpha), scale, bias, least, dtype=out, where=weights)
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
 from jaxnorm._base.arithmetic import choose, divide
+from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import as_sums, state_as
 from jaxnorm._core.average import counted, ema
@@ -66,7 +67,7 @@ def batch_norm(
         compiler may take the sums where x is made. See `moments`.
       axis_name: name, or tuple of names, of mapped axes: the statistics, output, state and gradients are
         then those of one device with the whole batch, however unevenly it is masked.
-      axis_index_groups: groups of devices to stay within, where JAX allows it.
+      axis_index_groups: Flax's option for groups of devices: the same as `axis_name=InGroups(name, groups)`.
       dtype: of y; by default x's (integers: float32).
 
     Returns:
@@ -103,8 +104,7 @@ def batch_norm(
         unbiased=unbiased,
         where=where,
         pivot=pivot,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
+        axis_name=with_groups("batch_norm", axis_name, axis_index_groups),
         dtype=dtype,
     )
 
@@ -188,7 +188,7 @@ def either(function: str, train: Any, training: Any, evaluation: Any, values: An
 
 def taken(b: Batch, **options: Any) -> Moments:
     """The moments of the batch."""
-    chosen = {k: b.options[k] for k in ("where", "axis_name", "axis_index_groups")} | options
+    chosen = {k: b.options[k] for k in ("where", "axis_name")} | options
     return moments(b.x, b.axes, keepdims=True, **chosen)
 
 

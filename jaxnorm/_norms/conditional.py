@@ -66,7 +66,6 @@ def adaptive_layer_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Adaptive layer norm (AdaLN): layer norm, scaled and shifted by what a sample is conditioned on.
@@ -98,7 +97,6 @@ def adaptive_layer_norm(
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
@@ -113,7 +111,6 @@ def adaptive_instance_norm(
     where: ArrayLike | None = None,
     style_where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Adaptive instance norm (AdaIN): x with the channel statistics of another.
@@ -146,10 +143,9 @@ def adaptive_instance_norm(
             f"style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on "
             f"its feature axes {features}; give style as many axes and the same features.",
         )
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     axes = [a for a in range(1, x.ndim) if a not in features]
     style_where = check.weights("adaptive_instance_norm", style_where, style, "style_where", "style")
-    m = moments(style, axes, where=style_where, keepdims=True, **mapped)
+    m = moments(style, axes, where=style_where, keepdims=True, axis_name=axis_name)
     least = check.epsilon("adaptive_instance_norm", epsilon)
     return instance_norm(
         x,
@@ -159,7 +155,7 @@ def adaptive_instance_norm(
         epsilon=least,
         where=where,
         dtype=dtype,
-        **mapped,
+        axis_name=axis_name,
     )
 
 

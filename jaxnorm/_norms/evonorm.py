@@ -34,7 +34,6 @@ def evonorm_b0(
     unbiased: bool = False,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """EvoNorm B0: every channel by the larger of the batch's and the instance's deviation.
@@ -68,7 +67,7 @@ def evonorm_b0(
         def divided(x: Array, v: Any, scale: Any, bias: Any, weights: Any, batch: Any) -> Any:
             own = kept(moments(x, [a for a in b.axes if a], where=weights, keepdims=True))
             if batch is None:
-                batch = combine(own, 0, axis_name=axis_name, axis_index_groups=axis_index_groups)
+                batch = combine(own, 0, axis_name=axis_name)
                 batch = Moments(*(kept(v)[None] for v in batch))
             sigma, other = (root(m.var.astype(x.dtype) + b.epsilon.astype(x.dtype)) for m in (batch, own))
             x = usable(x, weights)
@@ -94,7 +93,6 @@ def evonorm_b0(
         unbiased=unbiased,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
@@ -113,7 +111,6 @@ def evonorm_s0(
     where: ArrayLike | None = None,
     axis_name: Any = None,
     channel_axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """EvoNorm S0: Swish, divided by the deviation of a group of channels.
@@ -148,12 +145,11 @@ def evonorm_s0(
     )
     least = check.epsilon(function, epsilon)
     axes = [a for a in range(1, x.ndim + 1) if a != f]
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     out = dtype or x.dtype
 
     @remat
     def response(x: Array, v: Array, scale: Any, bias: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, keepdims=True, **mapped))
+        m = kept(moments(x, axes, where=weights, keepdims=True, axis_name=axis_name))
         x = usable(x, weights)
         swish = x * jax.nn.sigmoid(times(x, v))
         y = given(swish, m._replace(mean=jnp.zeros_like(m.mean)), scale, bias, least, dtype=out)

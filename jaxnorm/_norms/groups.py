@@ -40,7 +40,7 @@ def local_groups(
     if groups % count == 0:
         return groups // count, axis_name
     if groups == 1:
-        return 1, (*places.names, *channels.names)
+        return 1, (axis_name, channel_axis_name)
     raise error(
         ValueError,
         function,

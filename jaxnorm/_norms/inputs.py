@@ -32,7 +32,6 @@ def reversible_norm(
     epsilon: float | Array = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """Reversible instance norm (RevIN): a series without its level and spread, which come back later.
@@ -69,7 +68,6 @@ def reversible_norm(
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
@@ -86,7 +84,6 @@ def input_norm(
     decay: float | Array | None = None,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """Running input norm: observations by the moments of all that were seen so far.
@@ -122,13 +119,12 @@ def input_norm(
         check.real(function, "x", x)
         check.at_least(function, "clip", clip, 0)
     weights = check.weights(function, where, x)
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    devices.bound(function, axis_name, axis_index_groups)
+    devices.bound(function, axis_name)
     axes = tuple(a for a in range(x.ndim) if a not in features)
     new = old = Moments(*map(jnp.asarray, stats))
     train = check.train(function, train)
     if check.traced(train) or train:
-        m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, **mapped)))
+        m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, axis_name=axis_name)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
     fixed = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in sound(new)))
@@ -156,7 +152,6 @@ def pop_art(
     epsilon: float | Array = 1e-4,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
 ) -> tuple[Array, Array, Moments]:
     """PopArt: statistics of targets that move, and a last layer whose outputs do not move with them.
 
@@ -174,7 +169,7 @@ def pop_art(
       stats: the state, `initial_stats(outputs)` at first.
       targets: [..., outputs].
       decay: the fraction of the OLD statistics that is kept; also a traced scalar.
-      where, axis_name, axis_index_groups: as in `moments`.
+      where, axis_name: as in `moments`.
 
     Returns:
       kernel, bias and the state, of their types, shapes and dtypes.
@@ -204,8 +199,7 @@ def pop_art(
             f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and "
             f"{targets.shape}; give all the same number of outputs, on the last axis.",
         )
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    m = counted(moments(targets, range(targets.ndim - 1), where=where, **mapped))
+    m = counted(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
     before = Moments(*map(jnp.asarray, stats))
     old = sound(before)
     m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(state_as(m, old), old, strict=True)))

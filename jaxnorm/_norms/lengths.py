@@ -73,7 +73,6 @@ def pixel_norm(
     epsilon: float | Array = 1e-8,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Pixel norm: the features of every place by their own mean square.
@@ -95,7 +94,6 @@ def pixel_norm(
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 

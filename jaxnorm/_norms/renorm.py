@@ -9,6 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import choose, divide, times
+from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option
 from jaxnorm._core.moments import Moments, combine
@@ -84,8 +85,7 @@ def batch_renorm(
         decay=decay,
         unbiased=unbiased,
         where=where,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
+        axis_name=with_groups("batch_renorm", axis_name, axis_index_groups),
         dtype=dtype,
     )
 
@@ -154,10 +154,10 @@ def ghost_batch_norm(
             )
 
         options = b.options | {k: split(b.options[k], 0, parts) for k in ("scale", "bias", "where")}
-        mapped = {k: options.pop(k) for k in ("axis_name", "axis_index_groups")}
+        axis_name = options.pop("axis_name")
         axes, features = (tuple(a + 1 for a in group) for group in (b.axes, b.features))
         y, m = normalize("ghost_batch_norm", split(b.x, 0, parts), axes, features, **options)
-        m = combine(m, 0, **mapped)  # the part's own batch axis stays, of size 1
+        m = combine(m, 0, axis_name=axis_name)  # the part's own batch axis stays, of size 1
         return y.reshape(b.x.shape), m
 
     return remembering(
@@ -173,7 +173,6 @@ def ghost_batch_norm(
         decay=decay,
         unbiased=unbiased,
         where=where,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
+        axis_name=with_groups("ghost_batch_norm", axis_name, axis_index_groups),
         dtype=dtype,
     )

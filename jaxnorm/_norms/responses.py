@@ -127,7 +127,6 @@ def filter_response_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Filter response norm: every channel of every sample by its own mean square, then a learned threshold.
@@ -167,12 +166,11 @@ def filter_response_norm(
     )
     axes = [a for a in range(1, x.ndim) if a not in features]
     constant = check.epsilon(function, epsilon)
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     out = dtype or x.dtype
 
     @remat
     def normalized(x: Array, scale: Any, bias: Any, least: Any, learned: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, **mapped))
+        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, axis_name=axis_name))
         m = m._replace(var=plus(m.var, None if learned is None else jnp.abs(learned)))
         y = given(x, m, scale, bias, constant, dtype=out, where=weights)
         y = seen(y, m.weight, bias, weights)
@@ -191,7 +189,6 @@ def global_response_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Global response norm: the channels of a sample compete by their energies.
@@ -216,12 +213,11 @@ def global_response_norm(
     least = check.epsilon(function, epsilon)
     scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
     axes = [a for a in range(1, x.ndim) if a != f]
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     out = dtype or x.dtype
 
     @remat
     def competing(x: Array, scale: Any, bias: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, **mapped))
+        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, axis_name=axis_name))
         energy = root(m.var * m.weight)
         share = divide(energy, jnp.mean(energy, f, keepdims=True) + least.astype(energy.dtype))
         response = 1 + (share if scale is None else times(share, scale))

@@ -25,7 +25,6 @@ def layer_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Layer norm: every sample by the moments of its own features.
@@ -49,7 +48,6 @@ def layer_norm(
       where: boolean mask, or weights >= 0, broadcastable to x, of what enters the moments. A masked NaN
         stays where it is; a sample with nothing in it gives y = bias.
       axis_name: name, or tuple of names, of mapped axes to normalize over, too.
-      axis_index_groups: groups of devices to stay within, where JAX allows it.
       dtype: of y; by default x's (integers: float32).
 
     Raises:
@@ -79,7 +77,6 @@ def layer_norm(
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
@@ -96,7 +93,6 @@ def rms_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """RMS norm: layer norm about 0 instead of the mean.
@@ -128,7 +124,6 @@ def rms_norm(
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
@@ -143,7 +138,6 @@ def instance_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Instance norm: every channel of every sample by its own moments.
@@ -174,7 +168,6 @@ def instance_norm(
         epsilon=epsilon,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
@@ -193,7 +186,6 @@ def group_norm(
     where: ArrayLike | None = None,
     axis_name: Any = None,
     channel_axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Group norm: every group of channels of every sample by its own moments.
@@ -247,7 +239,6 @@ def group_norm(
         epsilon=epsilon,
         where=parts(check.weights("group_norm", where, x)),
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
     return y.reshape(x.shape)

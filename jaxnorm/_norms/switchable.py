@@ -33,7 +33,6 @@ def switchable_norm(
     unbiased: bool = False,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """Switchable norm: a learned mixture of the moments of instance, layer and batch norm.
@@ -75,7 +74,7 @@ def switchable_norm(
             instance = kept(moments(x, [a for a in b.axes if a], where=weights, keepdims=True))
             layer = _union(instance, b.features)
             if batch is None:
-                batch = _union(instance, 0, axis_name=axis_name, axis_index_groups=axis_index_groups)
+                batch = _union(instance, 0, axis_name=axis_name)
             mean, var = (
                 sum(share.astype(v.dtype) * v for share, v in zip(jax.nn.softmax(u), values, strict=True))
                 for u, *values in zip(
@@ -103,11 +102,10 @@ def switchable_norm(
         unbiased=unbiased,
         where=where,
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 
 
-def _union(parts: Moments, axis: Any, **mapped: Any) -> Moments:
+def _union(parts: Moments, axis: Any, *, axis_name: Any = None) -> Moments:
     """Moments of the union along `axis`, which stays, of size 1."""
-    return Moments(*(jnp.expand_dims(kept(v), axis) for v in combine(parts, axis, **mapped)))
+    return Moments(*(jnp.expand_dims(kept(v), axis) for v in combine(parts, axis, axis_name=axis_name)))

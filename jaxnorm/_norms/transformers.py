@@ -29,7 +29,6 @@ def gated_rms_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Gated RMS norm: RMS norm and a SiLU gate, in one of two orders.
@@ -60,7 +59,6 @@ def gated_rms_norm(
         "axis": axes,
         "epsilon": epsilon,
         "axis_name": axis_name,
-        "axis_index_groups": axis_index_groups,
         "dtype": dtype or x.dtype,
     }
 
@@ -92,7 +90,6 @@ def partial_rms_norm(
     epsilon: float | Array = 1e-6,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Partial RMS norm: RMS norm whose mean square is that of the first features alone.
@@ -128,7 +125,6 @@ def partial_rms_norm(
         epsilon=epsilon,
         where=first if weights is None else choose(first, weights, 0),
         axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
 

@@ -82,7 +82,6 @@ def decorrelated_batch_norm(
     decay: float | Array | None = 0.99,
     where: ArrayLike | None = None,
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Covariance]:
     """Decorrelated batch norm: the features of a group uncorrelated and of variance 1.
@@ -125,11 +124,11 @@ def decorrelated_batch_norm(
     least = check.epsilon(function, epsilon)
     old = Covariance(*map(jnp.asarray, stats))
     axes = [a for a in range(x.ndim) if a != f]
-    names = devices.bound(function, axis_name, axis_index_groups)
+    names = devices.bound(function, axis_name)
     out = dtype or x.dtype
 
     def covariance(x: Array, where: Any) -> Covariance:
-        m = moments(x, axes, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups)
+        m = moments(x, axes, where=where, axis_name=axis_name)
         mean, weight = m.mean.reshape(old.mean.shape), m.weight.reshape(old.mean.shape)[:, 0]
         c = _grouped(usable(x, where), f, mean)
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
