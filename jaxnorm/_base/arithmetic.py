@@ -1,23 +1,16 @@
-"""Arithmetic: in float32 or wider, real and complex alike, where a value may be absent."""
+"""Arithmetic in float32 or wider, real and complex alike, in which a term or a factor may be absent."""
 
 import functools
 import operator
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base.sharding import alike
-
-# An array, or None: an absent value, which is 0 and costs nothing.
-Maybe: TypeAlias = Any
-
-# x and its mean are multiplied by this power of two before they are subtracted and summed. It is exact,
-# and neither the difference of the largest finite numbers overflows, nor a sum of 2^30 of them.
-HEADROOM = 2.0**-32
-
 
 # Integers of few bits, and floats that lack a sign or almost every number: as x they count as float32.
 TINY = {
@@ -29,31 +22,26 @@ TINY = {
 
 @functools.cache
 def promoted(*dtypes: Any) -> Any:
-    """The dtype that holds them all, also where the user forbids to promote implicitly: it is meant.
+    """The dtype that arrays of these dtypes promote to, also where the user has made promotion an error.
 
     JAX does not promote the tiny dtypes nor the floats of 8 bits; here they give way to any other float.
     """
-    given = {jnp.dtype(jnp.int8) if jnp.dtype(d) in TINY else jnp.dtype(d) for d in dtypes}
-    wider = {d for d in given if not is_float8(d)}
-    if len(given) > 1 and wider != given:
-        given = wider if any(jnp.issubdtype(d, jnp.inexact) for d in wider) else {jnp.dtype(jnp.float32)}
+    found = {jnp.dtype(jnp.int8) if jnp.dtype(d) in TINY else jnp.dtype(d) for d in dtypes}
+    wider = {d for d in found if not is_float8(d)}
+    if len(found) > 1 and wider != found:
+        found = wider if any(jnp.issubdtype(d, jnp.inexact) for d in wider) else {jnp.dtype(jnp.float32)}
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, given)
+        return functools.reduce(jnp.promote_types, found)
 
 
-def is_float8(dtype: Any) -> bool:
+def is_float8(dtype: DTypeLike) -> bool:
     """Whether it is one of the floats of 8 bits."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 8
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype of statistics and of all arithmetic: float32 or wider."""
+    """The dtype of statistics and of all arithmetic on arrays of this dtype: float32 or wider."""
     return promoted(dtype, jnp.float32)
-
-
-def shrink(dtype: DTypeLike) -> float:
-    """Power of two that keeps 2^29 squares of the largest finite numbers from overflowing in `dtype`."""
-    return 2.0 ** -(jnp.finfo(dtype).maxexp // 2 + 16)
 
 
 def indices(v: Array) -> Array:
@@ -61,82 +49,59 @@ def indices(v: Array) -> Array:
     return v.astype(jnp.int32) if v.dtype.itemsize < 4 else v
 
 
-def choose(keep: Array, a: Any, b: Any) -> Array:
-    """a where `keep`, else b; numbers are of the other's dtype. Of one shape without `jnp.where`, a call."""
+def choose(condition: Array, a: Array | complex, b: Array | complex) -> Array:
+    """a where `condition` holds, else b; a number takes the dtype of the other, which is an array."""
     kind = a if isinstance(a, Array) else b
     a, b = (v if isinstance(v, Array) else jnp.full_like(kind, v) for v in (a, b))
-    keep, a, b = alike(keep, a, b)
-    return lax.select(keep, a, b) if keep.shape == a.shape == b.shape else jnp.where(keep, a, b)
-
-
-def center(x: Array, mean: Maybe, keep: Maybe = None, unit: float | Array = 1.0) -> Array:
-    """unit * (x - mean), with a power of two as unit; 0 where not `keep`."""
-    c = times(x, unit) if mean is None else times(x, unit) - times(mean, unit)
-    return c if keep is None else choose(keep, c, 0)
-
-
-def dot(a: Array, b: Array) -> Array:
-    """Re(conj(a) * b): the real inner product, the derivative of |a|^2 / 2 along b."""
-    if not jnp.iscomplexobj(a):
-        return times(a, b)
-    return a.real * b.real + a.imag * b.imag
+    condition, a, b = alike(condition, a, b)
+    # where the shapes allow it not jnp.where, a jitted function, which is one more call in the jaxpr
+    same = condition.shape == a.shape == b.shape
+    return lax.select(condition, a, b) if same else jnp.where(condition, a, b)
 
 
 def abs2(v: Array) -> Array:
     """|v|^2, real."""
-    return dot(v, v)
+    return v.real * v.real + v.imag * v.imag if jnp.iscomplexobj(v) else times(v, v)
 
 
-def divide(total: Array, weight: Any, unit: float = 1.0) -> Array:
-    """total / weight / unit, a power of two; an empty sample has no average, so 0 / 0 is 0."""
-    if not isinstance(weight, Array):
-        return total / (weight * unit) if weight else jnp.zeros_like(total)
-    average = total / choose(weight == 0, 1, weight).astype(total.dtype)
-    return average if unit == 1 else average / unit  # not before: the sum overflows where it does not
+def divide(total: Array, weight: Array) -> Array:
+    """total / weight, where 0 / 0 is 0: an empty sample has no average."""
+    return total / choose(weight == 0, 1, weight).astype(total.dtype)
 
 
-def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """fl(a + b) and its exact error."""
-    high = a + b
-    t = high - a
-    return high, (a - (high - t)) + (b - t)
-
-
-def common(*values: Any) -> list[Array]:
-    """The values in the dtype that holds them all."""
+def common(*values: ArrayLike) -> list[Array]:
+    """The values as arrays of one dtype, that which they promote to."""
     arrays = [jnp.asarray(v) for v in values]
     dtype = promoted(*(v.dtype for v in arrays))
     return [v.astype(dtype) for v in arrays]
 
 
-def times(v: Maybe, *factors: Maybe) -> Any:
-    """The product; an absent factor is 0, and so is the product."""
+def times(v: Array | None, *factors: Array | float | None) -> Any:
+    """The product; None if any factor is None, which stands for 0."""
     for f in factors:
         if v is None or f is None:
             return None
         if not isinstance(f, float):
-            v = _of_two(lax.mul, operator.mul, v, f)
+            v = _broadcasting(lax.mul, operator.mul, v, f)
         elif f != 1:
-            v = lax.mul(v, v.dtype.type(f))  # a Python number may be a float64
+            v = lax.mul(v, v.dtype.type(f))  # in v's dtype: a Python number may become a float64
     return v
 
 
-def plus(a: Maybe, b: Maybe) -> Any:
-    """The sum; absent terms are 0."""
-    return b if a is None else a if b is None else _of_two(lax.add, operator.add, a, b)
+def plus(a: Array | None, b: Array | None) -> Any:
+    """The sum; None stands for 0."""
+    return b if a is None else a if b is None else _broadcasting(lax.add, operator.add, a, b)
 
 
-def one_plus(v: Maybe) -> Any:
-    """1 + v, in float32 or wider: bfloat16 would lose what a small v says."""
+def one_plus(v: Array | None) -> Any:
+    """1 + v, in float32 or wider, as bfloat16 would round a small v away. None stays None."""
     return None if v is None else v.astype(wide(v.dtype)) + 1
 
 
-def minus(v: Maybe) -> Any:
-    """The negative, absent if v is."""
-    return None if v is None else lax.neg(v)
+def _broadcasting(same: Callable[..., Array], other: Callable[..., Array], *values: ArrayLike) -> Array:
+    """An operation on two arrays: `same`, of jax.lax, for equal shapes, else `other`.
 
-
-def _of_two(op: Any, broadcasting: Any, *values: Any) -> Any:
-    """An operation: of one shape not by jax.numpy, which JAX traces again for each shape that it meets."""
+    JAX traces an operation of jax.numpy again for each shape, as each is a jitted function.
+    """
     a, b = common(*values)
-    return op(a, b) if a.shape == b.shape else broadcasting(a, b)
+    return same(a, b) if a.shape == b.shape else other(a, b)

@@ -110,12 +110,8 @@ def with_groups(function: str, axis_name: Any, axis_index_groups: Any) -> Any:
     if axis_index_groups is None:
         return axis_name
     if axis_name is None:
-        raise error(
-            ValueError,
-            function,
-            f"axis_index_groups={axis_index_groups!r} divides a named axis, but axis_name is None; "
-            f"give the axis's name as axis_name.",
-        )
+        problem = f"axis_index_groups={axis_index_groups!r} divides a named axis, but axis_name is None"
+        raise error(ValueError, function, problem, "give the axis's name as axis_name")
     return InGroups(axis_name, axis_index_groups)
 
 
@@ -129,13 +125,12 @@ def bound(function: str, axis_name: Any, _: None = None, *, option: str = "axis_
     """
     for name in _each_name(axis_name):
         if not isinstance(name, IfBound) and not _is_bound(name):
-            raise error(
-                ValueError,
-                function,
-                f"{option}={name!r} is not bound here; call it inside jax.shard_map, "
-                f"jax.pmap or jax.vmap with that axis name, leave {option} out (plain jit with sharded "
-                f"arrays needs none), or give IfBound({name!r}), which is local where the name is missing.",
+            remedy = (
+                f"call it inside jax.shard_map, jax.pmap or jax.vmap with that axis name, leave {option} "
+                f"out (plain jit with sharded arrays needs none), or give IfBound({name!r}), which is "
+                "local where the name is missing"
             )
+            raise error(ValueError, function, f"{option}={name!r} is not bound here", remedy)
     return named(axis_name)
 
 
@@ -184,24 +179,21 @@ def explained(function: str, over: Names) -> Iterator[None]:
         if not over.grouped:
             raise
         ((names, groups), *_) = over.grouped
-        raise error(
-            ValueError,
-            function,
-            f"axis_index_groups={groups}: JAX takes groups only under jax.pmap and under "
-            f"jax.shard_map(check_vma=False); instead, make the mesh axis {names} two axes, one "
-            f"across the groups and one within, and give the inner one as axis_name.",
-        ) from None
+        problem = f"axis_index_groups={groups}: JAX takes groups only under jax.pmap and under "
+        problem += "jax.shard_map(check_vma=False)"
+        remedy = (
+            f"instead, make the mesh axis {names} two axes, one across the groups and one within, and give "
+        )
+        remedy += "the inner one as axis_name"
+        raise error(ValueError, function, problem, remedy) from None
     except AssertionError:
         here = jax.sharding.get_abstract_mesh().axis_names
         inner = [name for name in over.names if name not in here]
         if not here or not inner:
             raise
-        raise error(
-            ValueError,
-            function,
-            f"axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
-            f"jax.shard_map(check_vma=False) only; use that, or reduce that axis as an axis of x.",
-        ) from None
+        problem = f"axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
+        problem += "jax.shard_map(check_vma=False) only"
+        raise error(ValueError, function, problem, "use that, or reduce that axis as an axis of x") from None
 
 
 def size(over: Names) -> int:

@@ -41,10 +41,17 @@ def calling(name: str, words: Mapping[str, str] = MappingProxyType({})) -> Itera
         _caller.reset(token)
 
 
-def error(kind: type[E], function: str, text: str) -> E:
-    """An error of that kind, `function: text`, that names what the user called instead of `function`."""
+def error(kind: type[E], function: str, problem: str, remedy: str) -> E:
+    """An error of that kind, `function: problem; remedy.`
+
+    Args:
+      kind: ValueError, for example.
+      function: what raises it, which is not named if the user called something else.
+      problem: what was expected, and what came.
+      remedy: what to do.
+    """
     caller = _caller.get()
-    return kind(f"{function if caller is None else caller.name}: {text}")
+    return kind(f"{function if caller is None else caller.name}: {problem}; {remedy}.")
 
 
 def option(name: str) -> str:
@@ -132,8 +139,9 @@ def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> N
         listed, remark = fitting[0].replace(" and ", "` and `"), candidates[fitting[0]]
         verb = "are" if " and " in fitting[0] else "is"
         remark = f", {remark}" if remark else ""
-        text = f"{word} is not an option; jaxnorm's {verb} `{listed}`{remark}."
-        raise error(TypeError, name, text) from None
+        raise error(
+            TypeError, name, f"{word} is not an option", f"jaxnorm's {verb} `{listed}`{remark}"
+        ) from None
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:

@@ -89,30 +89,17 @@ def _check_states(function: str, old: Any, new: Any) -> None:
     """Two states of one kind, whose weight's shape is a prefix of every other field's."""
     for name, state in (("old", old), ("new", new)):
         if "weight" not in getattr(state, "_fields", ()):
-            raise error(
-                TypeError,
-                function,
-                f"{name} must be a NamedTuple with a field `weight`, got "
-                f"{type(state).__name__}; use, for example, jaxnorm.Moments.",
-            )
+            problem = f"{name} must be a NamedTuple with a field `weight`, got {type(state).__name__}"
+            raise error(TypeError, function, problem, "use, for example, jaxnorm.Moments")
+    alike = "the two must be alike"
     if new._fields != old._fields:
-        raise error(
-            TypeError,
-            function,
-            f"old has the fields {old._fields}, new {new._fields}; the two must be alike.",
-        )
+        problem = f"old has the fields {old._fields}, new {new._fields}"
+        raise error(TypeError, function, problem, alike)
     for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
         if was != now:
-            raise error(
-                ValueError,
-                function,
-                f"old.{field} has shape {was}, new.{field} {now}; the two must be alike.",
-            )
+            raise error(ValueError, function, f"old.{field} has shape {was}, new.{field} {now}", alike)
         prefix = jnp.shape(old.weight)
         if was[: len(prefix)] != prefix:
-            raise error(
-                ValueError,
-                function,
-                f"weight of shape {prefix} is not a prefix of the shape of {field}, {was}; "
-                f"give one weight for all, or one for each entry of {field}'s first axes.",
-            )
+            problem = f"weight of shape {prefix} is not a prefix of the shape of {field}, {was}"
+            remedy = f"give one weight for all, or one for each entry of {field}'s first axes"
+            raise error(ValueError, function, problem, remedy)

@@ -69,24 +69,24 @@ def moments(
     weights = check.weights("moments", where, x)
     names = devices.bound("moments", axis_name)
     r = Reduction(axes, names, centered=about is None)
-    kept = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
-    zero = about is None or (isinstance(about, int | float) and about == 0)
-    origin = None if zero else check.broadcastable("moments", "about", about, kept, "the moments")
-    shift = None if pivot is None else check.broadcastable("moments", "pivot", pivot, kept, "the moments")
-    if origin is not None:
-        origin = fitted(origin, x).astype(wide(x.dtype))
+    sums = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
+    shift = origin = None
+    if pivot is not None:
+        pivot = check.broadcastable("moments", "pivot", pivot, sums, "the moments")
+        shift = jax.lax.stop_gradient(jnp.broadcast_to(pivot, sums.shape))
+    if about is not None and not (isinstance(about, int | float) and about == 0):
+        about = check.broadcastable("moments", "about", about, sums, "the moments")
+        origin = fitted(about, x).astype(wide(x.dtype))
         x = x.astype(origin.dtype) - origin
-    shift = None if shift is None else jax.lax.stop_gradient(jnp.broadcast_to(shift, kept.shape))
 
     @keep_sums
-    def taken(x: Array, where: Array | None, shift: Array | None) -> Moments:
+    def by_sums(x: Array, where: Array | None, shift: Array | None) -> Moments:
         shift = None if shift is None else shift.astype(wide(x.dtype))
         return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
 
     with devices.explained("moments", names):
-        m = taken(bounded(x), weights, shift)
-    if origin is not None:
-        m = m._replace(mean=m.mean + origin)
+        m = by_sums(bounded(x), weights, shift)
+    m = m if origin is None else m._replace(mean=m.mean + origin)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))
 
 

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.arithmetic import minus, plus, times, wide
+from jaxnorm._base.arithmetic import plus, times, wide
 from jaxnorm._base.compilation import compiled
 from jaxnorm._core.normalize import given, known
 from jaxnorm._core.types import Moments
@@ -79,7 +79,7 @@ def unstandardize(
     @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
     def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
         mean, var = known(m)
-        x = plus(y.astype(wide(y.dtype)), minus(bias))
+        x = plus(y.astype(wide(y.dtype)), None if bias is None else -bias)
         if scale is not None:
             x = times(x, 1 / scale.astype(wide(scale.dtype)))
         return plus(times(x, jnp.sqrt(var + least.astype(var.dtype))), mean).astype(dtype or y.dtype)

@@ -63,20 +63,16 @@ def bank_norm(
     """
     place = jnp.asarray(index)
     if place.ndim or not jnp.issubdtype(place.dtype, jnp.integer):
-        raise error(
-            TypeError,
-            "bank_norm",
-            f"index must be an integer scalar, got {place.dtype} of shape {place.shape}; choose "
-            f"one state for the batch, and mask the samples of the others with `{option('where')}`.",
+        problem = f"index must be an integer scalar, got {place.dtype} of shape {place.shape}"
+        remedy = (
+            f"choose one state for the batch, and mask the samples of the others with `{option('where')}`"
         )
+        raise error(TypeError, "bank_norm", problem, remedy)
     sizes = {jnp.shape(v)[:1] for v in stats}
     if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise error(
-            ValueError,
-            "bank_norm",
-            f"stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
-            f"first axis, of the states; start from initial_stats((states, *sizes)).",
-        )
+        problem = f"stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
+        problem += "first axis, of the states"
+        raise error(ValueError, "bank_norm", problem, "start from initial_stats((states, *sizes))")
     ((size,),) = sizes
     place = jnp.clip(indices(place), 0, size - 1)
     bank = jax.tree.map(jnp.asarray, stats)
@@ -86,7 +82,7 @@ def bank_norm(
     return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(beside(v, n), n, place, 0), bank, new)
 
 
-@partial(compiled, alpha=check.share)
+@partial(compiled, alpha=check.alpha)
 def blended_batch_norm(
     x: ArrayLike,
     stats: Moments,
@@ -124,7 +120,7 @@ def blended_batch_norm(
     features = check.axes("blended_batch_norm", feature_axis, x, "feature_axis")
     check.stats("blended_batch_norm", stats, x, features)
     weights = check.weights("blended_batch_norm", where, x)
-    check.share("blended_batch_norm", alpha)
+    check.alpha("blended_batch_norm", alpha)
     axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
     old = sound(Moments(*map(jnp.asarray, stats)))

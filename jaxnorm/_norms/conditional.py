@@ -137,12 +137,10 @@ def adaptive_instance_norm(
     check.not_batch("adaptive_instance_norm", feature_axis, features, x)
     sizes = tuple(x.shape[a] for a in features)
     if style.ndim != x.ndim or tuple(style.shape[a] for a in features) != sizes:
-        raise error(
-            ValueError,
-            "adaptive_instance_norm",
-            f"style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on "
-            f"its feature axes {features}; give style as many axes and the same features.",
-        )
+        problem = f"style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on its feature axes "
+        problem += f"{features}"
+        remedy = "give style as many axes and the same features"
+        raise error(ValueError, "adaptive_instance_norm", problem, remedy)
     axes = [a for a in range(1, x.ndim) if a not in features]
     style_where = check.weights("adaptive_instance_norm", style_where, style, "style_where", "style")
     m = moments(style, axes, where=style_where, keepdims=True, axis_name=axis_name)
@@ -197,8 +195,8 @@ def conditional_batch_norm(
     features = check.axes("conditional_batch_norm", feature_axis, x, "feature_axis")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != x.shape[:1]:
-        text = f"labels are {labels.dtype} of shape {labels.shape}, but x has shape {x.shape}"
-        raise error(ValueError, "conditional_batch_norm", f"{text}; give one integer for every sample.")
+        problem = f"labels are {labels.dtype} of shape {labels.shape}, but x has shape {x.shape}"
+        raise error(ValueError, "conditional_batch_norm", problem, "give one integer for every sample")
     labels = indices(labels)
     tables: dict[str, Any] = {"scale": scale, "bias": bias}
     unknown = labels < 0

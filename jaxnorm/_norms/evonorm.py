@@ -58,7 +58,7 @@ def evonorm_b0(
     function = "evonorm_b0"
 
     def response(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:
-        check.real(function, "x", b.x)
+        check.real(function, b.x)
         check.not_batch(function, feature_axis, b.features, b.x)
         scale, bias, weights = (b.options[k] for k in ("scale", "bias", "where"))
         v = check.affine(function, "slope", slope, b.x, b.features)
@@ -132,7 +132,7 @@ def evonorm_s0(
     """
     function = "evonorm_s0"
     x = check.numbers(function, "x", x)
-    check.real(function, "x", x)
+    check.real(function, x)
     (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
     check.not_batch(function, feature_axis, (f,), x)
     groups, axis_name = local_groups(

@@ -28,24 +28,21 @@ def local_groups(
     channels = devices.bound(function, channel_axis_name, option="channel_axis_name")
     places = devices.bound(function, axis_name)
     if both := [name for name in channels.names if name in places.names]:
-        raise error(
-            ValueError,
-            function,
-            f"{both[0]!r} is in axis_name={axis_name!r} and in channel_axis_name="
-            f"{channel_axis_name!r}; name it once: as axis_name if places are spread over it, as "
-            f"channel_axis_name if channels are.",
+        problem = f"{both[0]!r} is in axis_name={axis_name!r} and in channel_axis_name={channel_axis_name!r}"
+        remedy = (
+            "name it once: as axis_name if places are spread over it, as channel_axis_name if channels are"
         )
+        raise error(ValueError, function, problem, remedy)
     count = devices.size(channels)
-    groups = check.groups(function, num_groups, group_size, feature_axis, x, pieces=count)
+    groups = check.groups(function, num_groups, group_size, feature_axis, x, devices=count)
     if groups % count == 0:
         return groups // count, axis_name
     if groups == 1:
         return 1, (axis_name, channel_axis_name)
-    raise error(
-        ValueError,
-        function,
-        f"{groups} groups of channels do not fall on {count} devices of channel_axis_name="
-        f"{channel_axis_name!r} as whole groups; choose a multiple of {count}, or 1, or make that mesh axis "
-        f"two, one across groups and one within, and call {function} with num_groups=1 and the inner one in "
-        f"axis_name.",
+    problem = f"{groups} groups of channels do not fall on {count} devices of channel_axis_name="
+    problem += f"{channel_axis_name!r} as whole groups"
+    remedy = (
+        f"choose a multiple of {count}, or 1, or make that mesh axis two, one across groups and one within, "
     )
+    remedy += f"and call {function} with num_groups=1 and the inner one in axis_name"
+    raise error(ValueError, function, problem, remedy)

@@ -116,7 +116,7 @@ def input_norm(
     if decay is not None:
         check.decay(function, decay)
     if clip is not None:
-        check.real(function, "x", x)
+        check.real(function, x)
         check.at_least(function, "clip", clip, 0)
     weights = check.weights(function, where, x)
     devices.bound(function, axis_name)
@@ -193,12 +193,8 @@ def pop_art(
     check.decay("pop_art", decay)
     check.stats("pop_art", stats, targets, (targets.ndim - 1,), "targets")
     if not kernel.shape[-1:] == bias.shape == targets.shape[-1:]:
-        raise error(
-            ValueError,
-            "pop_art",
-            f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and "
-            f"{targets.shape}; give all the same number of outputs, on the last axis.",
-        )
+        problem = f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and {targets.shape}"
+        raise error(ValueError, "pop_art", problem, "give all the same number of outputs, on the last axis")
     m = counted(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
     before = Moments(*map(jnp.asarray, stats))
     old = sound(before)

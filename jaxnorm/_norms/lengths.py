@@ -133,12 +133,9 @@ def weight_demodulate(
     kernel = check.numbers("weight_demodulate", "kernel", kernel)
     style = check.numbers("weight_demodulate", "style", style)
     if kernel.ndim < 2 or style.shape[1:] != kernel.shape[-2:-1]:
-        raise error(
-            ValueError,
-            "weight_demodulate",
-            f"style of shape {style.shape} does not fit kernel, shape {kernel.shape}; "
-            f"give kernel as [..., inputs, outputs] and style as [samples, inputs].",
-        )
+        problem = f"style of shape {style.shape} does not fit kernel, shape {kernel.shape}"
+        remedy = "give kernel as [..., inputs, outputs] and style as [samples, inputs]"
+        raise error(ValueError, "weight_demodulate", problem, remedy)
     samples, inputs = style.shape
     factor = style.reshape(samples, *(1,) * (kernel.ndim - 2), inputs, 1)
     least = check.epsilon("weight_demodulate", epsilon)

@@ -146,12 +146,9 @@ def ghost_batch_norm(
         check.not_batch("ghost_batch_norm", feature_axis, b.features, b.x)
         size = b.x.shape[0]
         if size % parts:
-            raise error(
-                ValueError,
-                "ghost_batch_norm",
-                f"num_ghosts={parts} does not divide axis 0 of x, shape {b.x.shape}; "
-                f"choose a divisor of {size}, or pad x and mask the padding with `{option('where')}`.",
-            )
+            problem = f"num_ghosts={parts} does not divide axis 0 of x, shape {b.x.shape}"
+            remedy = f"choose a divisor of {size}, or pad x and mask the padding with `{option('where')}`"
+            raise error(ValueError, "ghost_batch_norm", problem, remedy)
 
         options = b.options | {k: split(b.options[k], 0, parts) for k in ("scale", "bias", "where")}
         axis_name = options.pop("axis_name")

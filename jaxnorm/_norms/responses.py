@@ -153,7 +153,7 @@ def filter_response_norm(
     features = check.axes(function, feature_axis, x, "feature_axis")
     check.not_batch(function, feature_axis, features, x)
     if threshold is not None:
-        check.real(function, "x", x)
+        check.real(function, x)
     weights = check.weights(function, where, x)
     scale, bias, least, learned = (
         check.affine(function, name, v, x, features)

@@ -147,17 +147,10 @@ def spectral_norm(
 
 
 def _check_spectral(v: Array, s: SpectralStats) -> None:
+    """The state fits the weight."""
+    remedy = "start from initial_spectral_stats(params, key)"
     if s.u.shape != (1, *v.shape[-1:]):
-        raise error(
-            ValueError,
-            "spectral_norm",
-            f"u has shape {s.u.shape}, but a weight of shape {v.shape} needs "
-            f"{(1, *v.shape[-1:])}; start from initial_spectral_stats(params, key).",
-        )
+        problem = f"u has shape {s.u.shape}, but a weight of shape {v.shape} needs {(1, *v.shape[-1:])}"
+        raise error(ValueError, "spectral_norm", problem, remedy)
     if jnp.iscomplexobj(v) != jnp.iscomplexobj(s.u):
-        raise error(
-            TypeError,
-            "spectral_norm",
-            f"a weight is {v.dtype} but its u is {s.u.dtype}; start from "
-            "initial_spectral_stats(params, key).",
-        )
+        raise error(TypeError, "spectral_norm", f"a weight is {v.dtype} but its u is {s.u.dtype}", remedy)

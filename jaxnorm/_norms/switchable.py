@@ -60,11 +60,8 @@ def switchable_norm(
     logits = jnp.asarray(mean_logits), jnp.asarray(var_logits)
     for name, v in zip(("mean", "var"), logits, strict=True):
         if v.shape != (3,) or not jnp.issubdtype(v.dtype, jnp.floating):
-            raise error(
-                ValueError,
-                function,
-                f"{name}_logits are {v.dtype} of shape {v.shape}; give three floats: instance, layer, batch.",
-            )
+            problem = f"{name}_logits are {v.dtype} of shape {v.shape}"
+            raise error(ValueError, function, problem, "give three floats: instance, layer, batch")
 
     def normalized(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:
         check.not_batch(function, feature_axis, b.features, b.x)

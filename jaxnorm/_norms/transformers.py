@@ -113,8 +113,8 @@ def partial_rms_norm(
     remedy = f"choose from 1 to {x.shape[f]}"
     num_features = check.integer("partial_rms_norm", "num_features", num_features, least=1, remedy=remedy)
     if num_features > x.shape[f]:
-        text = f"num_features={num_features} is out of range for axis {feature_axis} of x, shape {x.shape}"
-        raise error(ValueError, "partial_rms_norm", f"{text}; {remedy}.")
+        problem = f"num_features={num_features} is out of range for axis {feature_axis} of x, shape {x.shape}"
+        raise error(ValueError, "partial_rms_norm", problem, remedy)
     first = lax.broadcasted_iota(int, [n if a == f else 1 for a, n in enumerate(x.shape)], f) < num_features
     weights = check.weights("partial_rms_norm", where, x)
     return rms_norm(
@@ -224,7 +224,7 @@ def dynamic_erf(
     >>> jn.dynamic_erf(jnp.array([0.0, 100.0]), 0.5, 0.0).round(5)
     Array([0., 1.], dtype=float32)
     """
-    check.real("dynamic_erf", "x", check.numbers("dynamic_erf", "x", x))
+    check.real("dynamic_erf", check.numbers("dynamic_erf", "x", x))
     return _squashed("dynamic_erf", lax.erf, x, alpha, shift, scale, bias, feature_axis, dtype)
 
 

@@ -212,22 +212,16 @@ def _grouped(x: Array, f: int, mean: Array) -> Array:
 
 
 def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:
+    """The state fits x, x is real, and `where` is the same for all features, on axis f."""
+    start = f"start from initial_covariance({x.shape[f]})"
     if not isinstance(stats, Covariance):
-        kind, start = type(stats).__name__, f"initial_covariance({x.shape[f]})"
-        raise error(TypeError, function, f"stats must be a Covariance, got {kind}; start from {start}.")
+        raise error(TypeError, function, f"stats must be a Covariance, got {type(stats).__name__}", start)
     shape = jnp.shape(stats.mean)
     if shape[:1] != jnp.shape(stats.weight) or shape[0] * shape[1] != x.shape[f]:
-        raise error(
-            ValueError,
-            function,
-            f"stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features; "
-            f"start from initial_covariance({x.shape[f]}).",
-        )
-    check.real(function, "x", x)
+        problem = f"stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features"
+        raise error(ValueError, function, problem, start)
+    check.real(function, x)
     if where is not None and where.shape[f] != 1:
-        raise error(
-            ValueError,
-            function,
-            f"{option('where')} of shape {where.shape} differs between features, which a covariance cannot "
-            f"have; give it size 1 on axis {f}.",
-        )
+        problem = f"{option('where')} of shape {where.shape} differs between features, which a covariance "
+        problem += "cannot have"
+        raise error(ValueError, function, problem, f"give it size 1 on axis {f}")
