@@ -117,8 +117,7 @@ def _tangent(spec: Spec, args: Any, out: _Normalized) -> Any:
     def linear(kept: Any, dx: Any, dscale: Any, dbias: Any, dwhere: Any, *_: Any) -> Any:
         x, scale, where, epsilon, others, statistics = kept
         if over.groups is not None:
-            channels = (fitted(over.per_channel(v, x.shape), x) for v in statistics)
-            statistics = written(*channels)
+            statistics = written(*(fitted(over.per_channel(v, x.shape), x) for v in statistics))
         mean, low, var, gain, weight = statistics
         x = usable(x, where, mean)
         # x's tangent is converted once: a cotangent of x that is rounded twice is 15 times less exact
