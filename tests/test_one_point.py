@@ -52,16 +52,18 @@ def draw(*shape):
     return jnp.asarray(np.random.default_rng(0).normal(2, 3, shape), jnp.float32)
 
 
-def pulled_back(function, x):
-    """y, and the gradient of x for a direction that rounds."""
+def pulled_back(function, x, seen=True):
+    """y where it is seen, and the gradient of x for a direction that rounds, and that is 0 elsewhere."""
     y, pull = jax.vjp(function, x)
-    return y, pull(jnp.asarray(np.random.default_rng(1).normal(size=y.shape), y.dtype))[0]
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=y.shape), y.dtype)
+    return y, pull(jnp.where(seen, direction, jnp.zeros_like(direction)))[0]
 
 
-def assert_still(function, x):
-    """y is the bias, and nothing moves it."""
-    y, slope = jax.jit(partial(pulled_back, function))(x)
-    np.testing.assert_array_equal(y, jnp.broadcast_to(BIAS[: x.shape[-1]].astype(y.dtype), y.shape))
+def assert_still(function, x, seen=True):
+    """y is the bias where it is seen, and nothing moves it. Masked places are normalized as others are."""
+    y, slope = jax.jit(partial(pulled_back, function))(x, seen)
+    bias = jnp.broadcast_to(BIAS[: x.shape[-1]].astype(y.dtype), y.shape)
+    np.testing.assert_array_equal(jnp.where(seen, y, bias), bias)
     np.testing.assert_array_equal(slope, 0)
 
 
@@ -84,13 +86,13 @@ def test_one_place_that_counts(norm, weight):
     seen = (jnp.arange(PLACES) == 2).reshape(1, -1, 1)
     where = seen if weight is True else jnp.where(seen, jnp.float32(weight), 0)
     for each in (where, jnp.broadcast_to(where, (1, PLACES, FEATURES))):
-        assert_still(partial(OF_A_CHANNEL[norm], where=each), draw(1, PLACES, FEATURES))
+        assert_still(partial(OF_A_CHANNEL[norm], where=each), draw(1, PLACES, FEATURES), seen)
 
 
 @pytest.mark.parametrize("norm", OF_A_CHANNEL)
 def test_the_gradient_of_real_weights(norm):
     x, where = draw(1, PLACES, FEATURES), jnp.zeros((1, PLACES, 1)).at[0, 2].set(0.7)
-    slope = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(OF_A_CHANNEL[norm](x, where=w)))))(where)
+    slope = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(OF_A_CHANNEL[norm](x, where=w)[0, 2]))))(where)
     np.testing.assert_array_equal(slope, 0)
 
 
@@ -112,7 +114,7 @@ def test_one_place_on_all_devices_together(norm, weight):
     norm = partial(OF_A_CHANNEL[norm], axis_name="a")
     mapped = jax.shard_map(lambda x, w: norm(x, where=w), mesh=mesh_of((4,), ("a",)), **specs)
     x = draw(1, 4, FEATURES)
-    assert_still(lambda x: mapped(x, where), x)
+    assert_still(lambda x: mapped(x, where), x, seen)
     _, slope = jax.jit(partial(pulled_back, lambda x: mapped(x, jnp.ones_like(where))))(x)
     assert np.abs(slope).min() > 0
 

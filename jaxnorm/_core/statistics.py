@@ -16,6 +16,9 @@ from jaxnorm._core.shift import rounded, slice_mean
 from jaxnorm._xla.guess import sums_about_a_guess
 from jaxnorm._xla.reads import Read, Reads, materialize, materialize_cotangents
 
+# Everything is right for |x - mean| up to this number in float32: its square is finite.
+LARGEST = 1e18
+
 
 class Statistics(NamedTuple):
     """The moments of x while they are computed with: [*stats], as many axes as x, reduced ones of size 1."""
@@ -39,41 +42,42 @@ def statistics(
       shift: [*channels], a value near the mean that is known before x is; by default one is taken from x.
       guess: the same, but it may be far from the mean or not finite. A TPU tries it, one device, unmasked.
     """
-    shape, values = reads.x.shape, []
+    shape = reads.x.shape
+    values: dict[Read, Array] = {}
     shift, guess = (None if v is None else as_sums(v, reads.x, r.axes) for v in (shift, guess))
     if guess is not None and shift is None and where is None and not r.names.names:
-        (shift, *values) = _about_a_guess(r, reads, guess)
-        (shift,) = named(r, shift)
+        shift, values = _about_a_guess(r, reads, guess)
     weight, count, shift = _weight_and_shift(r, reads, where, shift)
-    boolean = where is not None and where.dtype == jnp.bool_
-    if boolean and shift is not None:  # a number of x's dtype, in place of masked elements
+    mask = where if where is not None and where.dtype == jnp.bool_ else None
+    if mask is not None and shift is not None:  # it stands in for masked elements, in x's dtype
         shift = rounded(shift, reads.x.dtype)
-    # one number wherever it is used: rounded otherwise in one of two sums, it would be another shift
+    # One number wherever it is used: if one of two sums rounded it otherwise, it would be another shift.
     (shift,) = materialize(shift)
     s = r.expand(shift, reads.x)
-    if boolean:
+    if mask is not None:
         # Plain sums of x - shift with shift in place of what is masked: XLA:CPU adds up products one by one,
         # and rounds each time. The derivatives are those of the weighted sums.
-        filled = choose(jnp.asarray(where), reads.x, 0 if s is None else s.astype(reads.x.dtype))
-        values = _sums(r, Reads(lax.stop_gradient(filled), lax.stop_gradient(filled)), s, None)
-    sums = _sums(r, reads, s, where, values)
-    sums = [r.pool(v, shape) for v in materialize_cotangents(*sums)]
-    *first, second = named(r, *r.across_devices(*sums))
+        filled = lax.stop_gradient(choose(mask, reads.x, 0 if s is None else s.astype(reads.x.dtype)))
+        values = _sums(r, Reads(filled, filled), s, None, {})
+    sums = materialize_cotangents(*_sums(r, reads, s, where, values).values())
+    *first, second = named(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))
     offset = divide(first[0], weight) if r.centered else None
-    return Statistics(
-        shift, offset, variance(divide(second, weight) / _unit(r, shape) ** 2, offset), weight, count
-    )
+    second = divide(second, weight) / _unit(r, shape) ** 2
+    return Statistics(shift, offset, variance(second, offset), weight, count)
 
 
 def _sums(
-    r: Reduction, reads: Reads, shift: Array | None, where: Array | None, values: Sequence[Array] = ()
-) -> list[Array]:
-    """The weighted sums of d (where r is centered) and |d|^2 over one device: [*channels].
+    r: Reduction, reads: Reads, shift: Array | None, where: Array | None, values: dict[Read, Array]
+) -> dict[Read, Array]:
+    """The weighted sums of d (where r is centered) and of |d|^2 over one device: [*channels].
 
-    `values`: these sums, if they are known. They are then differentiated, and not taken.
+    Args:
+      r, reads, where: as in `statistics`.
+      shift: [*channels], of d = x - shift.
+      values: these sums, where they are known. They are then differentiated, and not computed.
     """
-    unit, known = _unit(r, reads.x.shape), dict(zip((Read.SUM, Read.SQUARES), values, strict=False))
-    # an array, of which each read has its own: XLA:CPU writes out a number that two reads multiply x by
+    unit = _unit(r, reads.x.shape)
+    # An array, of which each read has its own: XLA:CPU writes out a number by which two reads multiply x.
     factor = None if unit == 1 else jnp.full((1,) * reads.x.ndim, unit, reads.dtype)
 
     def first(x: Array, s: Any, w: Any, _: Any) -> Array:
@@ -84,27 +88,28 @@ def _sums(
         return r.sum(_weighed(w, abs2(d if u is None else times(d, u))))
 
     wanted = {Read.SUM: first, Read.SQUARES: second} if r.centered else {Read.SQUARES: second}
-    return [reads(read, f, shift, where, factor, value=known.get(read)) for read, f in wanted.items()]
+    return {read: reads(read, f, shift, where, factor, value=values.get(read)) for read, f in wanted.items()}
 
 
-def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> list[Array]:
+def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> tuple[Array, dict[Read, Array]]:
     """A shift and the sums about it, without a derivative: about `guess` on a TPU if that is near enough."""
-    guess = guess.astype(reads.dtype)
-    usable_guess = choose(jnp.abs(guess) <= 1e18, guess, 0)
-    n = r.points(reads.x.shape)
+    shape, n = reads.x.shape, r.points(reads.x.shape)
+    x, guess = lax.stop_gradient(reads.x), guess.astype(reads.dtype)
 
     def sums(x: Array, shift: Array) -> list[Array]:
-        return _sums(r, Reads(x, x), shift, None)
+        return list(_sums(r, Reads(x, x), shift, None, {}).values())
+
+    def near(x: Array) -> Array:
+        return materialize(slice_mean(r, x))[0]
 
     def good(guess: Array, found: list[Array]) -> Array:
         # The relative error of var is some 3e-7 * (1 + |offset|^2 / var). A NaN is not good.
-        first, second = found
-        offset = divide(first, n)
-        return jnp.all(variance(divide(second, n) / _unit(r, reads.x.shape) ** 2, offset) >= abs2(offset) / 4)
+        first, second = (divide(v, n) for v in found)
+        return jnp.all(variance(second / _unit(r, shape) ** 2, first) >= abs2(first) / 4)
 
-    x = lax.stop_gradient(reads.x)
-    found = sums_about_a_guess(sums, lambda x: materialize(slice_mean(r, x))[0], good, x, usable_guess)
-    return [lax.stop_gradient(v) for v in found]
+    finite = choose(jnp.abs(guess) <= LARGEST, guess, 0)
+    shift, first, second = lax.stop_gradient(sums_about_a_guess(sums, near, good, x, finite))
+    return named(r, shift)[0], {Read.SUM: first, Read.SQUARES: second}
 
 
 def _unit(r: Reduction, shape: Sequence[Any]) -> float:
@@ -153,7 +158,7 @@ def usable(x: Array, where: Array | None) -> Array:
     """
     if where is None:
         return x
-    largest = min(1e18, float(jnp.finfo(x.dtype).max))
+    largest = min(LARGEST, float(jnp.finfo(x.dtype).max))
     return choose(positive(where) | (jnp.abs(x) <= largest), x, 0)
 
 
