@@ -13,7 +13,7 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import indices
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option, public
-from jaxnorm._base.sharding import as_sums, beside
+from jaxnorm._base.sharding import as_sums, on_mesh_of
 from jaxnorm._core.average import ema
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.normalize import given
@@ -79,7 +79,9 @@ def bank_norm(
     y, new = norm(
         x, jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, place, keepdims=False), bank), **options
     )
-    return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(beside(v, n), n, place, 0), bank, new)
+    return y, jax.tree.map(
+        lambda v, n: lax.dynamic_update_index_in_dim(on_mesh_of(n, v), n, place, 0), bank, new
+    )
 
 
 @partial(compiled, alpha=check.alpha)
