@@ -170,8 +170,8 @@ OPTIONS = {
 }
 
 
-# The layers of the family name their functions: tests/layers/test_family_layers.py compares those. PopArt is a
-# last layer, and has a file of its own.
+# The layers of the family name their functions: tests/layers/test_family_layers.py compares those. PopArt is
+# a last layer, and has a file of its own.
 FLAX_S = [
     (module, name)
     for module, name in LAYERS
