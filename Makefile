@@ -5,8 +5,11 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 AOT := $(VENV)-aot
 PEERS := $(VENV)-peers
+# The tests of what is differentiated, and of what is kept for it.
+DERIVATIVES := tests/norms/test_derivatives.py tests/core/test_derivatives_of_statistics.py \
+	tests/core/test_residuals.py tests/core/test_scale_beside_bias.py tests/layers/test_layers_transforms.py
 
-.PHONY: demo demo-short test smoke lint format aot peers
+.PHONY: demo demo-short test test-all smoke newest lint format aot peers
 
 demo: $(READY)
 	@$(RUN) examples/digits.py --norm batch
@@ -14,12 +17,23 @@ demo: $(READY)
 demo-short: $(READY)
 	@$(RUN) examples/digits.py --norm batch --epochs 1
 
+# Every property once, in some five minutes: what is marked `slow` is left to `make test-all`.
 test: $(READY)
-	@$(RUN) -m pytest -n 2
+	@$(RUN) -m pytest -n 2 -m "not slow"
+
+# Every test there is; those of tests/compiled and tests/peers where their compilers and libraries are.
+test-all: $(READY)
+	@$(RUN) -m pytest -n 2 --ignore tests/compiled --ignore tests/peers
+	@$(MAKE) aot peers
 
 # What must run at the lowest versions: every example in a docstring, the laws, the layers.
 smoke: $(READY)
-	@$(RUN) -m pytest -n 2 jaxnorm tests/test_imports.py tests/test_moments.py tests/test_layers.py
+	@$(RUN) -m pytest -n 2 -m "not slow" jaxnorm tests/docs/test_imports.py tests/core/test_moments.py tests/layers/test_layers.py
+
+# What must run on a newer jax, too: the core, its derivatives, the layers; and these with the remat to come.
+newest: $(READY)
+	@$(RUN) -m pytest -n 2 -m "not slow" tests/core tests/layers tests/norms/test_derivatives.py
+	@JAX_REMAT3=1 $(RUN) -m pytest -n 2 -m "not slow" $(DERIVATIVES)
 
 lint: $(READY)
 	@$(RUN) -m ruff format --check
@@ -32,7 +46,7 @@ format: $(READY)
 
 # What programs for GPU and TPU cost, compiled with neither at hand.
 aot: $(AOT)/.ready
-	@JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -n 2 tests/test_compiled.py
+	@JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -n 2 tests/compiled
 
 $(AOT)/.ready: pyproject.toml
 	@echo "Setting up $(AOT): compilers for H100 and TPU v5e, wheels of some 200 MB each"
@@ -42,7 +56,7 @@ $(AOT)/.ready: pyproject.toml
 
 # That other people's code says the same.
 peers: $(PEERS)/.ready
-	@JAX_PLATFORMS=cpu $(PEERS)/bin/python -m pytest -n 2 $(wildcard tests/test_peers*.py)
+	@JAX_PLATFORMS=cpu $(PEERS)/bin/python -m pytest -n 2 tests/peers
 
 $(PEERS)/.ready: pyproject.toml
 	@echo "Setting up $(PEERS): PyTorch, Keras, Haiku and others, some 2 GB"

@@ -1,5 +1,6 @@
 """Eight devices and strict arithmetic, for the tests and for the examples in the docstrings."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import jax
@@ -17,6 +18,29 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # What takes long is the compilation of a first example.
 settings.register_profile("jaxnorm", deadline=None, derandomize=True)
 settings.load_profile("jaxnorm")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow, of each test marked `thinned`, all but the few that hold each value of each parameter."""
+    tests = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("thinned"):
+            tests[item.parent, item.originalname].append(item)
+    for combinations in tests.values():
+        values = {c: [(name, id(value)) for name, value in c.callspec.params.items()] for c in combinations}
+        uses: Counter[tuple[str, int]] = Counter()
+
+        def merit(item, values=values, uses=uses):
+            """How many values it has that no other has, and how rare the rest are."""
+            counts = [uses[v] for v in values[item]]
+            return counts.count(0), -sum(counts)
+
+        while combinations and merit(best := max(combinations, key=merit))[0]:
+            uses.update(values[best])
+            combinations.remove(best)
+        for item in combinations:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

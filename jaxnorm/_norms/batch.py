@@ -233,4 +233,5 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
         new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
         state = state_as(merge(start, new), old)
     # where nothing is known yet, the state stays bitwise as it was
-    return Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))
+    kept = Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))
+    return state_as(kept, old)

@@ -208,4 +208,5 @@ def pop_art(
     )
     b = standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon)
     # where nothing is known yet, the state stays bitwise as it was
-    return w, b, Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))
+    kept = Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))
+    return w, b, state_as(kept, before)

@@ -159,7 +159,7 @@ def decorrelated_batch_norm(
         start = _sound(old)
         new = state_as(_union(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
         # where nothing is known yet, the state stays bitwise as it was
-        return y, _where(new.weight > 0, new, old)
+        return y, state_as(_where(new.weight > 0, new, old), old)
 
     def evaluation() -> tuple[Array, Covariance]:
         stored = Covariance(*map(gathered, _sound(old)._replace(weight=jnp.ones_like(old.weight))))
@@ -182,8 +182,8 @@ def _sound(stats: Covariance) -> Covariance:
     """
     mean, cov, weight = stats
     good = jnp.isfinite(mean).all(-1) & jnp.isfinite(cov).all((-1, -2)) & jnp.isfinite(weight) & (weight > 0)
-    good &= (jnp.diagonal(cov, axis1=-2, axis2=-1) >= 0).all(-1)
     eye = jnp.broadcast_to(jnp.eye(cov.shape[-1], dtype=cov.dtype), cov.shape)
+    good &= (cov * eye >= 0).all((-1, -2))  # the diagonal: a gather of it would not know its sharding
     return _where(good, stats, Covariance(jnp.zeros_like(mean), eye, jnp.zeros_like(weight)))
 
 

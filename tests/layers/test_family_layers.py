@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layers import OURS, draw
-from test_architecture import LAYERS
+from public import LAYERS
 
 import jaxnorm as jn
 

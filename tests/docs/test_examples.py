@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 
 flexible = pytest.mark.flexible

@@ -153,9 +153,8 @@ def test_two_arrays_of_the_size_of_x_are_kept_once_each(name, dtype):
     ]
 
 
-# What adds 1 to a scale does so in float32 or wider: such a scale is kept, not the narrow one it is made of.
+# What adds 1 to a scale does so in float32 or wider, in the part that is recomputed.
 ONE_PLUS = {
-    "spade": lambda x, v: jaxnorm.spade(x, STATS, v, v, train=True)[0],
     "adaptive layer": lambda x, v: jaxnorm.adaptive_layer_norm(x, v, v),
     "rms": lambda x, v: jaxnorm.rms_norm(x, scale=v, zero_centered_scale=True),
 }
@@ -163,9 +162,19 @@ ONE_PLUS = {
 
 @over_types
 @pytest.mark.parametrize("name", ONE_PLUS)
-def test_one_plus_a_map_is_kept_beside_x(name, dtype):
+def test_a_map_that_is_added_to_one_is_kept_in_its_own_dtype(name, dtype):
     arrays = [jnp.ones(SHAPE, dtype)] * 2
     leaves = kept(ONE_PLUS[name], *arrays)
+    assert [(v.size, v.dtype) for v in leaves if v.size >= arrays[0].size // 2] == [
+        (v.size, v.dtype) for v in arrays
+    ]
+
+
+@over_types
+def test_spade_keeps_one_plus_its_map(dtype):
+    """The one exception: 1 + scale is made before the norm, in float32 or wider."""
+    arrays = [jnp.ones(SHAPE, dtype)] * 2
+    leaves = kept(lambda x, v: jaxnorm.spade(x, STATS, v, v, train=True)[0], *arrays)
     assert [(v.size, v.dtype) for v in leaves if v.size >= arrays[0].size // 2] == [
         (arrays[0].size, jnp.dtype(dtype)),
         (arrays[0].size, jnp.dtype("float32")),

@@ -6,13 +6,12 @@ import re
 import sys
 import tokenize
 from pathlib import Path
-from types import ModuleType
 
 import jax.numpy as jnp
 import pytest
+from public import DOCUMENTED, FUNCTIONS, LAYERS
 
 import jaxnorm
-from jaxnorm import linen, nnx
 
 ROOT = Path(jaxnorm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -69,24 +68,6 @@ def neighbours(path):
         if root == "jaxnorm":
             found = [".".join(rest[:n]) for n in range(len(rest), 0, -1)]
             yield next((f for f in found if f in known), "__init__")
-
-
-def public(module):
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
-
-
-FUNCTIONS = {name: v for name, v in public(jaxnorm).items() if inspect.isfunction(v)}
-LAYERS = [
-    (module, name)
-    for module in (linen, nnx)
-    for name, value in public(module).items()
-    if inspect.isclass(value) and value.__module__.startswith(module.__name__)
-]
-DOCUMENTED = [(jaxnorm, name) for name, v in public(jaxnorm).items() if callable(v)] + LAYERS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -189,8 +170,8 @@ OPTIONS = {
 }
 
 
-# The layers of the family name their functions: tests/test_family_layers.py compares those. PopArt is a last
-# layer, and has a file of its own.
+# The layers of the family name their functions: tests/layers/test_family_layers.py compares those. PopArt is
+# a last layer, and has a file of its own.
 FLAX_S = [
     (module, name)
     for module, name in LAYERS

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
+from meshes import mesh_of
 
 import jaxnorm as jn
 
@@ -190,3 +192,23 @@ ROWS = (
     Row("decorrelated_batch_norm Newton", whitening(iterations=3), AFFINE, COVARIANCE),
     Row("reversible_norm", lambda x, p, s: (jn.reversible_norm(x, axis=1, **p), None), AFFINE),
 )
+
+
+# ------------------------------------------------------------------------------------ where things are
+
+
+def mesh(sizes, kind=AxisType.Explicit):
+    return mesh_of(sizes, ("data", "model"), kind)
+
+
+def kinds(tree):
+    """Shapes, dtypes and shardings."""
+    return [
+        (v.shape, v.dtype, *map(str, (*v.sharding.spec, *[None] * v.ndim)[: v.ndim]))
+        for v in map(jax.typeof, jax.tree.leaves(tree))
+    ]
+
+
+def quickly(function):
+    """Compiled without optimizing: what is tested is where things are."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

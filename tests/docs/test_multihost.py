@@ -15,7 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from variants import assert_close
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = REPOSITORY / "examples"
 PROCESSES, SECONDS = 2, 240
 # Batches of 80, 80 and 43: of the last, the second process has 3 samples on one device and 0 on three.
