@@ -1,7 +1,8 @@
 """The norms: each is a choice of Moments. A new one is a file or a function here, of a few lines.
 
 sample         layer, RMS, group and instance norm: every sample by its own moments
-batch          batch norm, and what all norms that remember share: `remembering`
+arguments      the arguments that norms have in common: `shared` hands them on, `arguments` checks them
+batch          batch norm, and what all norms with a state have in common: `trained_or_evaluated`
 renorm         batch renorm and ghost batch norm: small batches
 banks          one state for every domain or time step; a state blended with the batch
 switchable     a learned mixture of three moments

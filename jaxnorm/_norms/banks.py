@@ -13,12 +13,13 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import indices
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option, public
-from jaxnorm._base.sharding import as_sums, on_mesh_of
+from jaxnorm._base.sharding import on_mesh_of
 from jaxnorm._core.average import ema
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat
-from jaxnorm._norms.batch import batch_norm, sound
+from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.batch import batch_norm, beside_x, sound
 
 
 @public
@@ -118,28 +119,17 @@ def blended_batch_norm(
     Array([[0.],
            [2.]], dtype=float32)
     """
-    x = check.numbers("blended_batch_norm", "x", x)
-    features = check.axes("blended_batch_norm", feature_axis, x, "feature_axis")
-    check.stats("blended_batch_norm", stats, x, features)
-    weights = check.weights("blended_batch_norm", where, x)
-    check.alpha("blended_batch_norm", alpha)
-    axes = tuple(a for a in range(x.ndim) if a not in features)
-    shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
-    old = sound(Moments(*map(jnp.asarray, stats)))
-    old = Moments(*(as_sums(jnp.reshape(v, shape), x, axes) for v in old))
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("blended_batch_norm", x, feature_axis, **options)
+    check.stats(a.function, stats, a.x, a.features)
+    check.alpha(a.function, alpha)
+    old = beside_x(a, sound(Moments(*map(jnp.asarray, stats))))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
-    out, least = dtype or x.dtype, check.epsilon("blended_batch_norm", epsilon)
 
     @remat
-    def normalized(x: Array, old: Moments, scale: Any, bias: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, keepdims=True, axis_name=axis_name))
-        # an average whose past weighs 1 is the blend, and knows what to do where one of the two is empty
-        return given(x, ema(old, m, decay=alpha), scale, bias, least, dtype=out, where=weights)
+    def normalized(x: Array, old: Moments, scale: Any, bias: Any, where: Any) -> Array:
+        m = kept(moments(x, a.axes, where=where, keepdims=True, axis_name=axis_name))
+        # the average of a state of weight 1 is the blend, and is right where one of the two is empty
+        return given(x, ema(old, m, decay=alpha), scale, bias, a.epsilon, dtype=a.dtype, where=where)
 
-    return normalized(
-        x,
-        old,
-        check.affine("blended_batch_norm", "scale", scale, x, features),
-        check.affine("blended_batch_norm", "bias", bias, x, features),
-        weights,
-    )
+    return normalized(a.x, old, a.scale, a.bias, a.where)

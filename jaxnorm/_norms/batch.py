@@ -1,7 +1,7 @@
-"""Norms that remember: the Moments of the batch in training, and an average of them in evaluation."""
+"""Batch norm: the Moments of the batch in training, and their average, the state, in evaluation."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import as_sums, state_as
 from jaxnorm._core.average import counted, ema
 from jaxnorm._core.moments import Moments, merge, moments
-from jaxnorm._core.normalize import given, known, normalize
+from jaxnorm._core.normalize import known, normalize
+from jaxnorm._norms.arguments import Arguments, arguments, shared
+
+State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple of arrays
 
 
 @compiled
@@ -90,89 +93,74 @@ def batch_norm(
     Array([0.2, 2. ], dtype=float32)
     >>> y, _ = jn.batch_norm(x, stats, train=False)
     """
-    return remembering(
-        "batch_norm",
-        lambda b: normalize("batch_norm", b.x, b.axes, b.features, guess=b.stats.mean, **b.options),
-        x,
-        stats,
-        train=train,
-        scale=scale,
-        bias=bias,
-        feature_axis=feature_axis,
-        epsilon=epsilon,
-        decay=decay,
-        unbiased=unbiased,
-        where=where,
-        pivot=pivot,
-        axis_name=with_groups("batch_norm", axis_name, axis_index_groups),
-        dtype=dtype,
+    options = shared(
+        scale, bias, epsilon, where, with_groups("batch_norm", axis_name, axis_index_groups), dtype
     )
+    a = arguments("batch_norm", x, feature_axis, **options)
+    near = a.parameter("pivot", pivot)
+
+    def by_batch(state: Moments) -> tuple[Array, Moments]:
+        return normalize(a.function, a.x, a.axes, a.features, pivot=near, guess=state.mean, **a.options)
+
+    return trained_or_evaluated(a, stats, by_batch, a.by, train=train, decay=decay, unbiased=unbiased)
 
 
-class Batch(NamedTuple):
-    """The arguments of a norm that remembers, checked; every array has as many axes as x."""
-
-    x: Array
-    stats: Moments
-    axes: tuple[int, ...]  # all but the features
-    features: tuple[int, ...]
-    options: dict[str, Any]  # of `normalize`
-    epsilon: Array
-
-
-def remembering(
-    function: str,
-    training: Callable[[Batch], tuple[Array, Moments]],
-    x: Any,
-    stats: Any,
+def trained_or_evaluated(
+    a: Arguments,
+    stats: Moments,
+    by_batch: Callable[[Moments], tuple[Array, Moments]],
+    by_state: Callable[[Moments], Array],
     *,
-    train: Any,
-    feature_axis: Any,
-    decay: Any,
+    train: bool | Array,
+    decay: float | Array | None,
     unbiased: bool,
-    evaluation: Callable[[Batch], Array] | None = None,
-    **options: Any,
 ) -> tuple[Array, Moments]:
-    """y and the new state of the norm of that name, of y and moments of the batch in `training`."""
-    x = check.numbers(function, "x", x)
-    features = check.axes(function, feature_axis, x, "feature_axis")
-    check.stats(function, stats, x, features)
-    if decay is not None:
-        check.decay(function, decay)
-    for name in ("scale", "bias", "pivot"):
-        options[name] = check.affine(function, name, options.get(name), x, features)
-    options["where"] = check.weights(function, options["where"], x)
-    options["dtype"] = options["dtype"] or x.dtype
-    old = Moments(*map(jnp.asarray, stats))
-    axes = tuple(a for a in range(x.ndim) if a not in features)
-    shape = [n if a in features else 1 for a, n in enumerate(x.shape)]
-    b = Batch(
-        x,
-        Moments(*(as_sums(v.reshape(shape), x, axes) for v in sound(old))),
-        axes,
-        features,
-        options,
-        check.epsilon(function, options["epsilon"]),
-    )
+    """y and the new state of a norm with a state: what its training and its evaluation have in common.
 
-    def trained() -> tuple[Array, Moments]:
-        y, m = training(b)
-        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, axes)) for v in m))
+    Args:
+      a: its arguments, checked.
+      stats: the state, as the user gave it.
+      by_batch: state -> y and the moments of the batch, in training.
+      by_state: state -> y, in evaluation. To both the state comes with as many axes as x, and usable.
+      train, decay, unbiased: as in `batch_norm`.
+    """
+    check.stats(a.function, stats, a.x, a.features)
+    if decay is not None:
+        check.decay(a.function, decay)
+    old = Moments(*map(jnp.asarray, stats))
+    state = beside_x(a, sound(old))
+
+    def training() -> tuple[Array, Moments]:
+        y, m = by_batch(state)
+        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         if unbiased:
             n = m.weight
-            if options["where"] is not None and options["where"].dtype != jnp.bool_:
-                n = jnp.squeeze(taken(b, where=options["where"] > 0).weight, axes)
+            if a.where is not None and a.where.dtype != jnp.bool_:  # places are counted, not weighed
+                n = moments(a.x, a.axes, where=a.where > 0, axis_name=a.axis_name).weight
             m = m._replace(var=m.var * choose(n >= 2, divide(n, n - 1), 1))
-        state = remember(old, m, decay)
-        return y, state
+        return y, remember(old, m, decay)
 
-    values = x, old, options["where"], options["scale"], options["bias"]
-    evaluated = evaluation or by_state
-    return either(function, train, trained, lambda: (evaluated(b), old), values, options["axis_name"])
+    values = a.x, old, a.where, a.scale, a.bias
+    return either(a.function, train, training, lambda: (by_state(state), old), values, a.axis_name)
 
 
-def either(function: str, train: Any, training: Any, evaluation: Any, values: Any, axis_name: Any) -> Any:
-    """`training()` or `evaluation()`, a y and a state made of `values`, by a switch that may be traced."""
+def either(
+    function: str,
+    train: bool | Array,
+    training: Callable[[], tuple[Array, State]],
+    evaluation: Callable[[], tuple[Array, State]],
+    values: object,
+    axis_name: Any,
+) -> tuple[Array, State]:
+    """y and the state of `training()` or of `evaluation()`.
+
+    Args:
+      function: what an error speaks of.
+      train: which; a bool, or a traced boolean scalar.
+      training, evaluation: without arguments.
+      values: a tree of the arrays that they use.
+      axis_name: the mapped axes over which the state is the same on all devices.
+    """
     train = check.train(function, train)
     if not check.traced(train):
         return training() if train else evaluation()
@@ -180,38 +168,28 @@ def either(function: str, train: Any, training: Any, evaluation: Any, values: An
     every = devices.varying(*jax.tree.leaves(values))
     state = every - set(devices.bound(function, axis_name).names)
 
-    def alike(y: Array, new: Any) -> Any:
+    def alike(y: Array, new: State) -> tuple[Array, State]:
         return devices.vary(y, every), jax.tree.map(lambda v: devices.vary(v, state), new)
 
-    return lax.cond(train, lambda: alike(*training()), lambda: alike(*evaluation()))
+    chosen: tuple[Array, State] = lax.cond(train, lambda: alike(*training()), lambda: alike(*evaluation()))
+    return chosen
 
 
-def taken(b: Batch, **options: Any) -> Moments:
-    """The moments of the batch."""
-    chosen = {k: b.options[k] for k in ("where", "axis_name")} | options
-    return moments(b.x, b.axes, keepdims=True, **chosen)
+def beside_x(a: Arguments, stats: Moments) -> Moments:
+    """A state with as many axes as x, and sharded as moments of x are."""
+    shape = [n if axis in a.features else 1 for axis, n in enumerate(a.x.shape)]
+    return Moments(*(as_sums(v.reshape(shape), a.x, a.axes) for v in stats))
 
 
-def by_state(b: Batch) -> Array:
-    """y by the moments in the state."""
-    return apply(b, b.stats)
-
-
-def apply(b: Batch, m: Moments) -> Array:
-    """y by given moments."""
-    scale, bias = b.options["scale"], b.options["bias"]
-    return given(b.x, m, scale, bias, b.epsilon, dtype=b.options["dtype"], where=b.options["where"])
-
-
-def stored(b: Batch) -> Moments:
-    """The moments in the state; where there are none yet, those of the identity."""
-    return Moments(*known(b.stats), jnp.ones_like(b.stats.weight))
+def or_identity(state: Moments) -> Moments:
+    """A state as moments of weight 1: mean 0 and variance 1 where nothing was seen yet."""
+    return Moments(*known(state), jnp.ones_like(state.weight))
 
 
 def sound(stats: Moments) -> Moments:
-    """The state, where it can be used: a channel that is not finite, or of negative variance, was not seen.
+    """A state that can be used: a channel that is not finite, or of negative variance, counts as not seen.
 
-    Its weight is then 0, beside a mean of 0 and a variance of 1.
+    It gets weight 0, mean 0 and variance 1.
     """
     mean, var, weight = stats
     good = jnp.isfinite(mean) & jnp.isfinite(var) & (var >= 0) & jnp.isfinite(weight)
@@ -219,7 +197,7 @@ def sound(stats: Moments) -> Moments:
 
 
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:
-    """The state after one more batch; what is not finite is not remembered, and does not stay.
+    """The state after one more batch, of which a channel that is not finite counts as not seen.
 
     Args:
       old: the state before.
@@ -232,6 +210,6 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
     else:
         new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
         state = state_as(merge(start, new), old)
-    # where nothing is known yet, the state stays bitwise as it was
+    # a channel that was never seen stays bitwise as it was
     kept = Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))
     return state_as(kept, old)

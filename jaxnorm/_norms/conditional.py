@@ -14,6 +14,7 @@ from jaxnorm._base.messages import error
 from jaxnorm._core.moments import Moments, initial_stats, moments
 from jaxnorm._core.recompute import root
 from jaxnorm._core.standardize import standardize
+from jaxnorm._norms.arguments import shared
 from jaxnorm._norms.batch import batch_norm
 from jaxnorm._norms.sample import instance_norm, layer_norm
 
@@ -88,17 +89,10 @@ def adaptive_layer_norm(
     """
     x = check.numbers("adaptive_layer_norm", "x", x)
     features = check.axes("adaptive_layer_norm", axis, x)
-    return layer_norm(
-        x,
-        axis=features,
-        scale=_of_samples("adaptive_layer_norm", "scale", scale, x, features, "axis"),
-        zero_centered_scale=True,
-        bias=_of_samples("adaptive_layer_norm", "bias", bias, x, features, "axis"),
-        epsilon=epsilon,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    scale = _of_samples("adaptive_layer_norm", "scale", scale, x, features, "axis")
+    bias = _of_samples("adaptive_layer_norm", "bias", bias, x, features, "axis")
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    return layer_norm(x, axis=features, zero_centered_scale=True, **options)
 
 
 @compiled
@@ -145,16 +139,9 @@ def adaptive_instance_norm(
     style_where = check.weights("adaptive_instance_norm", style_where, style, "style_where", "style")
     m = moments(style, axes, where=style_where, keepdims=True, axis_name=axis_name)
     least = check.epsilon("adaptive_instance_norm", epsilon)
-    return instance_norm(
-        x,
-        feature_axis=features,
-        scale=root(m.var + least.astype(m.var.dtype)),
-        bias=m.mean,
-        epsilon=least,
-        where=where,
-        dtype=dtype,
-        axis_name=axis_name,
-    )
+    sigma = root(m.var + least.astype(m.var.dtype))
+    options = shared(sigma, m.mean, least, where, axis_name, dtype)
+    return instance_norm(x, feature_axis=features, **options)
 
 
 @compiled

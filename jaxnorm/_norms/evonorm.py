@@ -14,7 +14,8 @@ from jaxnorm._core.moments import Moments, combine, moments
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat, root, seen
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.batch import Batch, remembering, stored
+from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.batch import or_identity, trained_or_evaluated
 from jaxnorm._norms.groups import local_groups
 from jaxnorm._norms.sample import split
 
@@ -55,46 +56,32 @@ def evonorm_b0(
     >>> [round(v, 3) for v in y.ravel().tolist()]
     [0.632, 0.8, -0.632, -1.265]
     """
-    function = "evonorm_b0"
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("evonorm_b0", x, (feature_axis,), **options)
+    check.real(a.function, a.x)
+    check.not_batch(a.function, feature_axis, a.features, a.x)
+    v = a.parameter("slope", slope)
 
-    def response(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:
-        check.real(function, b.x)
-        check.not_batch(function, feature_axis, b.features, b.x)
-        scale, bias, weights = (b.options[k] for k in ("scale", "bias", "where"))
-        v = check.affine(function, "slope", slope, b.x, b.features)
+    @remat
+    def divided(x: Array, v: Any, scale: Any, bias: Any, where: Any, batch: Any) -> tuple[Array, Moments]:
+        """y, and the moments of the batch, unless they are given."""
+        instance = kept(moments(x, [axis for axis in a.axes if axis], where=where, keepdims=True))
+        if batch is None:
+            batch = Moments(*(kept(m)[None] for m in combine(instance, 0, axis_name=axis_name)))
+        sigma, other = (root(m.var.astype(x.dtype) + a.epsilon.astype(x.dtype)) for m in (batch, instance))
+        x = usable(x, where)
+        # 0 / 0 is 0: epsilon may be 0
+        y = divide(x, jnp.maximum(sigma, plus(times(x, v), other)))
+        y = plus(y if scale is None else times(y, scale), bias).astype(a.dtype)
+        return seen(y, batch.weight, bias, where), batch
 
-        @remat
-        def divided(x: Array, v: Any, scale: Any, bias: Any, weights: Any, batch: Any) -> Any:
-            own = kept(moments(x, [a for a in b.axes if a], where=weights, keepdims=True))
-            if batch is None:
-                batch = combine(own, 0, axis_name=axis_name)
-                batch = Moments(*(kept(v)[None] for v in batch))
-            sigma, other = (root(m.var.astype(x.dtype) + b.epsilon.astype(x.dtype)) for m in (batch, own))
-            x = usable(x, weights)
-            # 0 / 0 is 0: epsilon may be 0
-            y = divide(x, jnp.maximum(sigma, plus(times(x, v), other)))
-            y = plus(y if scale is None else times(y, scale), bias).astype(b.options["dtype"])
-            return seen(y, batch.weight, bias, weights), batch
+    def by_batch(_: Moments) -> tuple[Array, Moments]:
+        return divided(a.x, v, a.scale, a.bias, a.where, None)
 
-        return divided(b.x, v, scale, bias, weights, batch)
+    def by_state(state: Moments) -> Array:
+        return divided(a.x, v, a.scale, a.bias, a.where, or_identity(state))[0]
 
-    return remembering(
-        function,
-        lambda b: response(b, None),
-        x,
-        stats,
-        evaluation=lambda b: response(b, stored(b))[0],
-        train=train,
-        scale=scale,
-        bias=bias,
-        feature_axis=(feature_axis,),
-        epsilon=epsilon,
-        decay=decay,
-        unbiased=unbiased,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    return trained_or_evaluated(a, stats, by_batch, by_state, train=train, decay=decay, unbiased=unbiased)
 
 
 @compiled
@@ -130,29 +117,27 @@ def evonorm_s0(
     >>> jn.evonorm_s0(jnp.array([[2.0, -2.0]]), jnp.ones(2), num_groups=1)
     Array([[ 0.8808, -0.1192]], dtype=float32)
     """
-    function = "evonorm_s0"
-    x = check.numbers(function, "x", x)
-    check.real(function, x)
-    (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
-    check.not_batch(function, feature_axis, (f,), x)
+    a = arguments(
+        "evonorm_s0",
+        x,
+        (feature_axis,),
+        per_sample=True,
+        **shared(scale, bias, epsilon, where, axis_name, dtype),
+    )
+    check.real(a.function, a.x)
+    (f,) = a.features
     groups, axis_name = local_groups(
-        function, num_groups, group_size, feature_axis, x, axis_name, channel_axis_name
+        a.function, num_groups, group_size, feature_axis, a.x, axis_name, channel_axis_name
     )
-    weights = split(check.weights(function, where, x), f, groups)
-    scale, bias, v = (
-        split(check.affine(function, name, v, x, (f,)), f, groups)
-        for name, v in (("scale", scale), ("bias", bias), ("slope", slope))
-    )
-    least = check.epsilon(function, epsilon)
-    axes = [a for a in range(1, x.ndim + 1) if a != f]
-    out = dtype or x.dtype
+    arrays = (a.x, a.parameter("slope", slope), a.scale, a.bias, a.where)
+    axes = [axis for axis in range(1, a.x.ndim + 1) if axis != f]  # of x whose channels are split
 
     @remat
-    def response(x: Array, v: Array, scale: Any, bias: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, keepdims=True, axis_name=axis_name))
-        x = usable(x, weights)
+    def response(x: Array, v: Array, scale: Any, bias: Any, where: Any) -> Array:
+        m = kept(moments(x, axes, where=where, keepdims=True, axis_name=axis_name))
+        x = usable(x, where)
         swish = x * jax.nn.sigmoid(times(x, v))
-        y = given(swish, m._replace(mean=jnp.zeros_like(m.mean)), scale, bias, least, dtype=out)
-        return seen(y, m.weight, bias, weights)
+        y = given(swish, m._replace(mean=jnp.zeros_like(m.mean)), scale, bias, a.epsilon, dtype=a.dtype)
+        return seen(y, m.weight, bias, where)
 
-    return response(split(x, f, groups), v, scale, bias, weights).reshape(x.shape)
+    return response(*(split(v, f, groups) for v in arrays)).reshape(a.x.shape)

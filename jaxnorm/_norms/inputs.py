@@ -12,13 +12,14 @@ from jaxnorm._base import collectives as devices
 from jaxnorm._base.arithmetic import choose
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
-from jaxnorm._base.sharding import as_sums, state_as
+from jaxnorm._base.sharding import state_as
 from jaxnorm._core.average import counted
 from jaxnorm._core.moments import Moments, merge, moments
 from jaxnorm._core.normalize import given, normalize
 from jaxnorm._core.recompute import remat
 from jaxnorm._core.standardize import standardize, unstandardize
-from jaxnorm._norms.batch import remember, sound
+from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.batch import beside_x, remember, sound
 
 
 @compiled
@@ -58,18 +59,10 @@ def reversible_norm(
     Array([1., 7., 3., 7.], dtype=float32)
     """
     x = check.numbers("reversible_norm", "x", x)
-    return normalize(
-        "reversible_norm",
-        x,
-        check.axes("reversible_norm", axis, x),
-        check.axes("reversible_norm", feature_axis, x, "feature_axis"),
-        scale=scale,
-        bias=bias,
-        epsilon=epsilon,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    axes = check.axes("reversible_norm", axis, x)
+    features = check.axes("reversible_norm", feature_axis, x, "feature_axis")
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    return normalize("reversible_norm", x, axes, features, **options)
 
 
 @compiled
@@ -109,36 +102,32 @@ def input_norm(
     >>> y, stats.mean
     (Array([[1.]], dtype=float32), Array([2.], dtype=float32))
     """
-    function = "input_norm"
-    x = check.numbers(function, "x", x)
-    features = check.axes(function, feature_axis, x, "feature_axis")
-    check.stats(function, stats, x, features)
+    options = shared(None, None, epsilon, where, axis_name, dtype)
+    a = arguments("input_norm", x, feature_axis, **options)
+    check.stats(a.function, stats, a.x, a.features)
     if decay is not None:
-        check.decay(function, decay)
+        check.decay(a.function, decay)
     if clip is not None:
-        check.real(function, x)
-        check.at_least(function, "clip", clip, 0)
-    weights = check.weights(function, where, x)
-    devices.bound(function, axis_name)
-    axes = tuple(a for a in range(x.ndim) if a not in features)
+        check.real(a.function, a.x)
+        check.at_least(a.function, "clip", clip, 0)
+    devices.bound(a.function, axis_name)
     new = old = Moments(*map(jnp.asarray, stats))
-    train = check.train(function, train)
+    train = check.train(a.function, train)
     if check.traced(train) or train:
-        m = Moments(*map(lax.stop_gradient, moments(x, axes, where=weights, axis_name=axis_name)))
+        m = Moments(*map(lax.stop_gradient, moments(a.x, a.axes, where=a.where, axis_name=axis_name)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
         new = remember(old, m._replace(weight=jnp.where(train, m.weight, 0)), decay)
-    fixed = Moments(*(lax.stop_gradient(as_sums(jnp.expand_dims(v, axes), x, axes)) for v in sound(new)))
-    least, out = check.epsilon(function, epsilon), dtype or x.dtype
+    state = Moments(*map(lax.stop_gradient, beside_x(a, sound(new))))
 
     @remat
-    def normalized(x: Array, m: Moments, limit: Any, weights: Any) -> Array:
-        y = given(x, m, None, None, least, dtype=out, where=weights)
+    def normalized(x: Array, m: Moments, limit: Any, where: Any) -> Array:
+        y = given(x, m, None, None, a.epsilon, dtype=a.dtype, where=where)
         if limit is None:
             return y
         limit = jnp.asarray(limit, y.dtype)
         return jnp.clip(y, -limit, limit)
 
-    return normalized(x, fixed, clip, weights), new
+    return normalized(a.x, state, clip, a.where), new
 
 
 @compiled
@@ -207,6 +196,6 @@ def pop_art(
         unstandardize(kernel, unit, epsilon=epsilon), new._replace(mean=unit.mean), epsilon=epsilon
     )
     b = standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon)
-    # where nothing is known yet, the state stays bitwise as it was
+    # what was never seen stays bitwise as it was
     kept = Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))
     return w, b, state_as(kept, before)

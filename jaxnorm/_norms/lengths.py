@@ -13,6 +13,7 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._core.normalize import normalized
 from jaxnorm._core.recompute import remat, widened
+from jaxnorm._norms.arguments import shared
 from jaxnorm._norms.sample import rms_norm
 from jaxnorm._norms.weights import weight_norm
 
@@ -53,16 +54,10 @@ def scale_norm(
     axes = check.axes("scale_norm", axis, x)
     n = max(1, math.prod(x.shape[a] for a in axes))  # the sum is n times RMS norm's mean
     scale = check.numbers("scale_norm", "scale", scale)
-    return normalized(
-        "scale_norm",
-        x,
-        axes,
-        axes,
-        centered=False,
-        scale=times(scale.astype(wide(scale.dtype)), n**-0.5),
-        epsilon=check.epsilon("scale_norm", epsilon) / n,
-        dtype=dtype,
-    )
+    scale = times(scale.astype(wide(scale.dtype)), n**-0.5)
+    epsilon = check.epsilon("scale_norm", epsilon) / n
+    options = shared(scale, None, epsilon, None, None, dtype)
+    return normalized("scale_norm", x, axes, axes, centered=False, **options)
 
 
 @compiled
@@ -88,14 +83,8 @@ def pixel_norm(
     Array([[0.2, 1.4]], dtype=float32)
     """
     x = check.numbers("pixel_norm", "x", x)
-    return rms_norm(
-        x,
-        axis=check.axes("pixel_norm", (feature_axis,), x, "feature_axis"),
-        epsilon=epsilon,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    axis = check.axes("pixel_norm", (feature_axis,), x, "feature_axis")
+    return rms_norm(x, axis=axis, **shared(None, None, epsilon, where, axis_name, dtype))
 
 
 @compiled

@@ -14,7 +14,8 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option
 from jaxnorm._core.moments import Moments, combine
 from jaxnorm._core.normalize import normalize
-from jaxnorm._norms.batch import Batch, remembering
+from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.batch import trained_or_evaluated
 from jaxnorm._norms.sample import split
 
 
@@ -62,32 +63,17 @@ def batch_renorm(
     """
     check.at_least("batch_renorm", "r_max", r_max, 1)
     check.at_least("batch_renorm", "d_max", d_max, 0)
-
-    def training(b: Batch) -> tuple[Array, Moments]:
-        options = b.options | {"others": (b.stats, jnp.asarray(r_max), jnp.asarray(d_max))}
-        return normalize(
-            *("batch_renorm", b.x, b.axes, b.features),
-            guess=b.stats.mean,
-            corrections=_corrections,
-            **options,
-        )
-
-    return remembering(
-        "batch_renorm",
-        training,
-        x,
-        stats,
-        train=train,
-        scale=scale,
-        bias=bias,
-        feature_axis=feature_axis,
-        epsilon=epsilon,
-        decay=decay,
-        unbiased=unbiased,
-        where=where,
-        axis_name=with_groups("batch_renorm", axis_name, axis_index_groups),
-        dtype=dtype,
+    options = shared(
+        scale, bias, epsilon, where, with_groups("batch_renorm", axis_name, axis_index_groups), dtype
     )
+    a = arguments("batch_renorm", x, feature_axis, **options)
+
+    def by_batch(state: Moments) -> tuple[Array, Moments]:
+        others = state, jnp.asarray(r_max), jnp.asarray(d_max)
+        correct: dict[str, Any] = {"guess": state.mean, "corrections": _corrections, "others": others}
+        return normalize(a.function, a.x, a.axes, a.features, **correct, **a.options)
+
+    return trained_or_evaluated(a, stats, by_batch, a.by, train=train, decay=decay, unbiased=unbiased)
 
 
 def _corrections(m: Moments, epsilon: Array, old: Moments, r_max: Array, d_max: Array) -> tuple[Array, Array]:
@@ -138,38 +124,25 @@ def ghost_batch_norm(
     >>> y.ravel()
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
-
     remedy = "choose a divisor of the batch size"
     parts = check.integer("ghost_batch_norm", "num_ghosts", num_ghosts, least=1, remedy=remedy)
+    axis_name = with_groups("ghost_batch_norm", axis_name, axis_index_groups)
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("ghost_batch_norm", x, feature_axis, **options)
 
-    def training(b: Batch) -> tuple[Array, Moments]:
-        check.not_batch("ghost_batch_norm", feature_axis, b.features, b.x)
-        size = b.x.shape[0]
-        if size % parts:
-            problem = f"num_ghosts={parts} does not divide axis 0 of x, shape {b.x.shape}"
-            remedy = f"choose a divisor of {size}, or pad x and mask the padding with `{option('where')}`"
-            raise error(ValueError, "ghost_batch_norm", problem, remedy)
-
-        options = b.options | {k: split(b.options[k], 0, parts) for k in ("scale", "bias", "where")}
-        axis_name = options.pop("axis_name")
-        axes, features = (tuple(a + 1 for a in group) for group in (b.axes, b.features))
-        y, m = normalize("ghost_batch_norm", split(b.x, 0, parts), axes, features, **options)
+    def by_parts(_: Moments) -> tuple[Array, Moments]:
+        check.not_batch(a.function, feature_axis, a.features, a.x)
+        if a.x.shape[0] % parts:
+            problem = f"num_ghosts={parts} does not divide axis 0 of x, shape {a.x.shape}"
+            remedy = (
+                f"choose a divisor of {a.x.shape[0]}, or pad x and mask the padding with `{option('where')}`"
+            )
+            raise error(ValueError, a.function, problem, remedy)
+        x, *arrays = (split(v, 0, parts) for v in (a.x, a.scale, a.bias, a.where))
+        axes, features = (tuple(axis + 1 for axis in group) for group in (a.axes, a.features))
+        options = dict(zip(("scale", "bias", "where"), arrays, strict=True))
+        y, m = normalize(a.function, x, axes, features, epsilon=a.epsilon, dtype=a.dtype, **options)
         m = combine(m, 0, axis_name=axis_name)  # the part's own batch axis stays, of size 1
-        return y.reshape(b.x.shape), m
+        return y.reshape(a.x.shape), m
 
-    return remembering(
-        "ghost_batch_norm",
-        training,
-        x,
-        stats,
-        train=train,
-        scale=scale,
-        bias=bias,
-        feature_axis=feature_axis,
-        epsilon=epsilon,
-        decay=decay,
-        unbiased=unbiased,
-        where=where,
-        axis_name=with_groups("ghost_batch_norm", axis_name, axis_index_groups),
-        dtype=dtype,
-    )
+    return trained_or_evaluated(a, stats, by_parts, a.by, train=train, decay=decay, unbiased=unbiased)

@@ -16,6 +16,7 @@ from jaxnorm._base.sharding import sharded_as, whole
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat, root, seen
+from jaxnorm._norms.arguments import arguments, shared
 
 
 @compiled
@@ -148,35 +149,21 @@ def filter_response_norm(
     >>> jn.filter_response_norm(x, threshold=0.0).ravel()
     Array([0.2, 0. ], dtype=float32)
     """
-    function = "filter_response_norm"
-    x = check.numbers(function, "x", x)
-    features = check.axes(function, feature_axis, x, "feature_axis")
-    check.not_batch(function, feature_axis, features, x)
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("filter_response_norm", x, feature_axis, per_sample=True, **options)
     if threshold is not None:
-        check.real(function, x)
-    weights = check.weights(function, where, x)
-    scale, bias, least, learned = (
-        check.affine(function, name, v, x, features)
-        for name, v in (
-            ("scale", scale),
-            ("bias", bias),
-            ("threshold", threshold),
-            ("learned_epsilon", learned_epsilon),
-        )
-    )
-    axes = [a for a in range(1, x.ndim) if a not in features]
-    constant = check.epsilon(function, epsilon)
-    out = dtype or x.dtype
+        check.real(a.function, a.x)
+    least, learned = a.parameter("threshold", threshold), a.parameter("learned_epsilon", learned_epsilon)
 
     @remat
-    def normalized(x: Array, scale: Any, bias: Any, least: Any, learned: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, axis_name=axis_name))
+    def normalized(x: Array, scale: Any, bias: Any, least: Any, learned: Any, where: Any) -> Array:
+        m = kept(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
         m = m._replace(var=plus(m.var, None if learned is None else jnp.abs(learned)))
-        y = given(x, m, scale, bias, constant, dtype=out, where=weights)
-        y = seen(y, m.weight, bias, weights)
+        y = given(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        y = seen(y, m.weight, bias, where)
         return y if least is None else jnp.maximum(y, least.astype(y.dtype))
 
-    return normalized(x, scale, bias, least, learned, weights)
+    return normalized(a.x, a.scale, a.bias, least, learned, a.where)
 
 
 @compiled
@@ -205,23 +192,17 @@ def global_response_norm(
     >>> jn.global_response_norm(jnp.array([[[1.0, 3.0]]])).round(3)
     Array([[[1.5, 7.5]]], dtype=float32)
     """
-    function = "global_response_norm"
-    x = check.numbers(function, "x", x)
-    (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
-    check.not_batch(function, feature_axis, (f,), x)
-    weights = check.weights(function, where, x)
-    least = check.epsilon(function, epsilon)
-    scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
-    axes = [a for a in range(1, x.ndim) if a != f]
-    out = dtype or x.dtype
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("global_response_norm", x, (feature_axis,), per_sample=True, **options)
 
     @remat
-    def competing(x: Array, scale: Any, bias: Any, weights: Any) -> Array:
-        m = kept(moments(x, axes, where=weights, about=0, keepdims=True, axis_name=axis_name))
+    def competing(x: Array, scale: Any, bias: Any, where: Any) -> Array:
+        m = kept(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
         energy = root(m.var * m.weight)
-        share = divide(energy, jnp.mean(energy, f, keepdims=True) + least.astype(energy.dtype))
+        mean = jnp.mean(energy, a.features, keepdims=True)
+        share = divide(energy, mean + a.epsilon.astype(energy.dtype))
         response = 1 + (share if scale is None else times(share, scale))
         identity = Moments(*(jnp.full((1,) * x.ndim, v, m.var.dtype) for v in (0.0, 1.0, 1.0)))
-        return given(x, identity, response, bias, jnp.float32(0), dtype=out, where=weights)
+        return given(x, identity, response, bias, jnp.float32(0), dtype=a.dtype, where=where)
 
-    return competing(x, scale, bias, weights)
+    return competing(a.x, a.scale, a.bias, a.where)

@@ -1,6 +1,5 @@
-"""Norms that forget: a choice of the axes that the Moments are taken over, and no state."""
+"""Norms without a state: each sample by its own Moments, over a choice of axes."""
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.compilation import compiled
 from jaxnorm._core.normalize import normalized
+from jaxnorm._norms.arguments import arguments, layer_axes, shared
 from jaxnorm._norms.groups import local_groups
 
 
@@ -62,23 +62,9 @@ def layer_norm(
            [-1.,  1.]], dtype=float32)
     """
     x = check.numbers("layer_norm", "x", x)
-    axes = check.axes("layer_norm", axis, x)
-    features = axes
-    if feature_axis is not None:
-        features = check.axes("layer_norm", feature_axis, x, "feature_axis")
-    return normalized(
-        "layer_norm",
-        x,
-        axes,
-        features,
-        scale=scale,
-        zero_centered_scale=zero_centered_scale,
-        bias=bias,
-        epsilon=epsilon,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    axes, features = layer_axes("layer_norm", x, axis, feature_axis)
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    return normalized("layer_norm", x, axes, features, zero_centered_scale=zero_centered_scale, **options)
 
 
 @compiled
@@ -108,24 +94,9 @@ def rms_norm(
     Array([[0.2, 1.4]], dtype=float32)
     """
     x = check.numbers("rms_norm", "x", x)
-    axes = check.axes("rms_norm", axis, x)
-    features = axes
-    if feature_axis is not None:
-        features = check.axes("rms_norm", feature_axis, x, "feature_axis")
-    return normalized(
-        "rms_norm",
-        x,
-        axes,
-        features,
-        centered=False,
-        scale=scale,
-        zero_centered_scale=zero_centered_scale,
-        bias=bias,
-        epsilon=epsilon,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    axes, features = layer_axes("rms_norm", x, axis, feature_axis)
+    options = shared(scale, bias, epsilon, where, axis_name, dtype) | {"centered": False}
+    return normalized("rms_norm", x, axes, features, zero_centered_scale=zero_centered_scale, **options)
 
 
 @compiled
@@ -155,21 +126,9 @@ def instance_norm(
     Array([[[-1., -1.],
             [ 1.,  1.]]], dtype=float32)
     """
-    x = check.numbers("instance_norm", "x", x)
-    features = check.axes("instance_norm", feature_axis, x, "feature_axis")
-    check.not_batch("instance_norm", feature_axis, features, x)
-    return normalized(
-        "instance_norm",
-        x,
-        tuple(a for a in range(1, x.ndim) if a not in features),
-        features,
-        scale=scale,
-        bias=bias,
-        epsilon=epsilon,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("instance_norm", x, feature_axis, per_sample=True, **options)
+    return normalized(a.function, a.x, a.axes, a.features, **a.options)
 
 
 @compiled
@@ -225,27 +184,23 @@ def group_norm(
         "group_norm", num_groups, group_size, feature_axis, x, axis_name, channel_axis_name
     )
     others = tuple(a for a in axes if a != f)
-    # pooled by groups after the other axes are reduced; with no other axis, that would be all of x
-    pooled = (f, groups) if others else None
-    parts = (lambda v: v) if others else functools.partial(split, axis=f, parts=groups)
-    y = normalized(
-        "group_norm",
-        parts(x),
-        others or (f + 1,),
-        (f,) if others else (f, f + 1),
-        groups=pooled,
-        scale=parts(check.affine("group_norm", "scale", scale, x, (f,))),
-        bias=parts(check.affine("group_norm", "bias", bias, x, (f,))),
-        epsilon=epsilon,
-        where=parts(check.weights("group_norm", where, x)),
-        axis_name=axis_name,
-        dtype=dtype,
+    scale, bias = (
+        check.affine("group_norm", name, v, x, (f,)) for name, v in (("scale", scale), ("bias", bias))
     )
-    return y.reshape(x.shape)
+    where = check.weights("group_norm", where, x)
+    # Groups are pooled after the other axes are reduced, where everything is small.
+    features: tuple[int, ...] = (f,)
+    pooled: tuple[int, int] | None = (f, groups)
+    grouped = x
+    if not others:  # nothing is small then: the channels are split before
+        grouped, scale, bias, where = (split(v, f, groups) for v in (x, scale, bias, where))
+        others, features, pooled = (f + 1,), (f, f + 1), None
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    return normalized("group_norm", grouped, others, features, groups=pooled, **options).reshape(x.shape)
 
 
-def split(v: Any, axis: int, parts: int) -> Any:
-    """An axis as two, the parts and what is in a part; what broadcasts along it still does."""
+def split(v: Array | None, axis: int, parts: int) -> Any:
+    """`v` with an axis as two, the parts and what is in a part; size 1 becomes 1 and 1. None stays None."""
     if v is None:
         return None
     sizes = (1, 1) if v.shape[axis] == 1 else (parts, v.shape[axis] // parts)

@@ -1,6 +1,6 @@
 """Switchable norm: which Moments, learned."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from jaxnorm._base.messages import error
 from jaxnorm._core.moments import Moments, combine, moments
 from jaxnorm._core.normalize import given
 from jaxnorm._core.recompute import kept, remat, seen
-from jaxnorm._norms.batch import Batch, remembering, stored
+from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.batch import or_identity, trained_or_evaluated
 
 
 @compiled
@@ -63,44 +64,35 @@ def switchable_norm(
             problem = f"{name}_logits are {v.dtype} of shape {v.shape}"
             raise error(ValueError, function, problem, "give three floats: instance, layer, batch")
 
-    def normalized(b: Batch, batch: Moments | None) -> tuple[Array, Moments]:
-        check.not_batch(function, feature_axis, b.features, b.x)
+    a = arguments(function, x, feature_axis, **shared(scale, bias, epsilon, where, axis_name, dtype))
+    check.not_batch(function, feature_axis, a.features, a.x)
 
-        @remat
-        def mixed(x: Array, logits: Any, scale: Any, bias: Any, weights: Any, batch: Any) -> Any:
-            instance = kept(moments(x, [a for a in b.axes if a], where=weights, keepdims=True))
-            layer = _union(instance, b.features)
-            if batch is None:
-                batch = _union(instance, 0, axis_name=axis_name)
-            mean, var = (
-                sum(share.astype(v.dtype) * v for share, v in zip(jax.nn.softmax(u), values, strict=True))
-                for u, *values in zip(
-                    logits, *((m.mean, m.var) for m in (instance, layer, batch)), strict=True
-                )
-            )
-            m = Moments(mean, var, jnp.ones_like(var))
-            y = given(x, m, scale, bias, b.epsilon, dtype=b.options["dtype"], where=weights)
-            return seen(y, batch.weight, bias, weights), batch
+    @remat
+    def mixed(x: Array, logits: Any, scale: Any, bias: Any, where: Any, batch: Any) -> tuple[Array, Moments]:
+        """y, and the moments of the batch, unless they are given."""
+        instance = kept(moments(x, [axis for axis in a.axes if axis], where=where, keepdims=True))
+        layer = _union(instance, a.features)
+        if batch is None:
+            batch = _union(instance, 0, axis_name=axis_name)
+        three = instance, layer, batch
+        mean = _mixture(logits[0], [m.mean for m in three])
+        var = _mixture(logits[1], [m.var for m in three])
+        m = Moments(mean, var, jnp.ones_like(var))
+        y = given(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        return seen(y, batch.weight, bias, where), batch
 
-        return mixed(b.x, logits, *(b.options[k] for k in ("scale", "bias", "where")), batch)
+    def by_batch(_: Moments) -> tuple[Array, Moments]:
+        return mixed(a.x, logits, a.scale, a.bias, a.where, None)
 
-    return remembering(
-        function,
-        lambda b: normalized(b, None),
-        x,
-        stats,
-        evaluation=lambda b: normalized(b, stored(b))[0],
-        train=train,
-        scale=scale,
-        bias=bias,
-        feature_axis=feature_axis,
-        epsilon=epsilon,
-        decay=decay,
-        unbiased=unbiased,
-        where=where,
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    def by_state(state: Moments) -> Array:
+        return mixed(a.x, logits, a.scale, a.bias, a.where, or_identity(state))[0]
+
+    return trained_or_evaluated(a, stats, by_batch, by_state, train=train, decay=decay, unbiased=unbiased)
+
+
+def _mixture(logits: Array, values: Sequence[Array]) -> Array:
+    """The values, weighed by the softmax of the logits."""
+    return sum(share.astype(v.dtype) * v for share, v in zip(jax.nn.softmax(logits), values, strict=True))
 
 
 def _union(parts: Moments, axis: Any, *, axis_name: Any = None) -> Moments:

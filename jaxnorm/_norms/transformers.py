@@ -14,6 +14,7 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, public
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
+from jaxnorm._norms.arguments import arguments, layer_axes, shared
 from jaxnorm._norms.sample import rms_norm
 
 
@@ -51,32 +52,23 @@ def gated_rms_norm(
     Array([[1.414, 0.   ]], dtype=float32)
     """
     x = check.numbers("gated_rms_norm", "x", x)
-    axes = check.axes("gated_rms_norm", axis, x)
-    features = axes
-    if feature_axis is not None:
-        features = check.axes("gated_rms_norm", feature_axis, x, "feature_axis")
-    options = {
-        "axis": axes,
-        "epsilon": epsilon,
-        "axis_name": axis_name,
-        "dtype": dtype or x.dtype,
-    }
+    axes, features = layer_axes("gated_rms_norm", x, axis, feature_axis)
+    gate = check.broadcastable("gated_rms_norm", "gate", check.numbers("gated_rms_norm", "gate", gate), x)
+    scale = check.affine("gated_rms_norm", "scale", scale, x, features)
+    weights = check.weights("gated_rms_norm", where, x)
+    dtype = dtype or x.dtype
 
     @remat
     def gated(x: Array, gate: Array, scale: Any, where: Any) -> Array:
         x, gate = usable(x, where), usable(gate, where)
-        opened = jax.nn.silu(widened(gate))
+        factor = jax.nn.silu(widened(gate))
         if norm_before_gate:
-            factor = opened if scale is None else times(opened, scale)
-            return rms_norm(x, scale=factor, where=where, **options)
-        return rms_norm(times(x, opened), scale=scale, where=where, **options)
+            scale = factor if scale is None else times(factor, scale)
+        else:
+            x = times(x, factor)
+        return rms_norm(x, axis=axes, **shared(scale, None, epsilon, where, axis_name, dtype))
 
-    return gated(
-        x,
-        check.broadcastable("gated_rms_norm", "gate", check.numbers("gated_rms_norm", "gate", gate), x),
-        check.affine("gated_rms_norm", "scale", scale, x, features),
-        check.weights("gated_rms_norm", where, x),
-    )
+    return gated(x, gate, scale, weights)
 
 
 @compiled
@@ -117,16 +109,8 @@ def partial_rms_norm(
         raise error(ValueError, "partial_rms_norm", problem, remedy)
     first = lax.broadcasted_iota(int, [n if a == f else 1 for a, n in enumerate(x.shape)], f) < num_features
     weights = check.weights("partial_rms_norm", where, x)
-    return rms_norm(
-        x,
-        axis=f,
-        scale=scale,
-        bias=bias,
-        epsilon=epsilon,
-        where=first if weights is None else choose(first, weights, 0),
-        axis_name=axis_name,
-        dtype=dtype,
-    )
+    weights = first if weights is None else choose(first, weights, 0)
+    return rms_norm(x, axis=f, **shared(scale, bias, epsilon, weights, axis_name, dtype))
 
 
 @public
@@ -231,23 +215,20 @@ def dynamic_erf(
 def _squashed(
     function: str,
     squash: Callable[[Array], Array],
-    x: Any,
-    alpha: Any,
-    shift: Any,
-    scale: Any,
-    bias: Any,
-    feature_axis: Any,
-    dtype: Any,
+    x: ArrayLike,
+    alpha: ArrayLike,
+    shift: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    feature_axis: int | Iterable[int],
+    dtype: DTypeLike | None,
 ) -> Array:
-    x = check.numbers(function, "x", x)
-    features = check.axes(function, feature_axis, x, "feature_axis")
-    given = {"alpha": alpha, "shift": shift, "scale": scale, "bias": bias}
-
-    out = dtype or x.dtype
+    """squash(alpha * x + shift) * scale + bias: what `dynamic_tanh` and `dynamic_erf` have in common."""
+    a = arguments(function, x, feature_axis, **shared(scale, bias, 0.0, None, None, dtype))
 
     @remat
     def squashed(x: Array, alpha: Array, shift: Array, scale: Any, bias: Any) -> Array:
         y = squash(plus(times(x, alpha), shift))
-        return plus(y if scale is None else times(y, scale), bias).astype(out)
+        return plus(y if scale is None else times(y, scale), bias).astype(a.dtype)
 
-    return squashed(x, *(check.affine(function, name, v, x, features) for name, v in given.items()))
+    return squashed(a.x, a.parameter("alpha", alpha), a.parameter("shift", shift), a.scale, a.bias)

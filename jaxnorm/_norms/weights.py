@@ -15,6 +15,7 @@ from jaxnorm._base.trees import Select, mapped
 from jaxnorm._core.moments import moments
 from jaxnorm._core.normalize import given, normalized
 from jaxnorm._core.recompute import kept, remat, root
+from jaxnorm._norms.arguments import shared
 
 Axes = int | Iterable[int] | None
 
@@ -62,16 +63,8 @@ def weight_norm(
     def at_length(v: Array, g: Any) -> Array:
         reduced, features, n = _axes("weight_norm", feature_axis, v)
         # RMS norm, whose mean of squares is the sum over n
-        return normalized(
-            "weight_norm",
-            v,
-            reduced,
-            features,
-            centered=False,
-            scale=_times("weight_norm", g, n**-0.5),
-            epsilon=least / n,
-            dtype=dtype,
-        )
+        options = shared(_times("weight_norm", g, n**-0.5), None, least / n, None, None, dtype)
+        return normalized("weight_norm", v, reduced, features, centered=False, **options)
 
     return mapped("weight_norm", at_length, params, scale, select)
 
@@ -141,8 +134,7 @@ def weight_standardize(
     def standardized(v: Array, g: Any) -> Array:
         reduced, features, n = _axes(function, feature_axis, v)
         if not by_fan_in:
-            options = {"scale": g, "epsilon": least, "dtype": dtype}
-            return normalized(function, v, reduced, features, **options)
+            return normalized(function, v, reduced, features, scale=g, epsilon=least, dtype=dtype)
         g = check.affine(function, "scale", _times(function, g, n**-0.5), v, features)
 
         @remat

@@ -19,6 +19,7 @@ from jaxnorm._core.moments import moments
 from jaxnorm._core.recompute import kept, remat, seen
 from jaxnorm._core.roots import einsum, inverse_root, newton_root
 from jaxnorm._core.statistics import usable
+from jaxnorm._norms.arguments import arguments, shared
 from jaxnorm._norms.batch import either
 
 
@@ -111,30 +112,25 @@ def decorrelated_batch_norm(
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    function = "decorrelated_batch_norm"
-    x = check.numbers(function, "x", x)
-    (f,) = check.axes(function, (feature_axis,), x, "feature_axis")
-    weights = check.weights(function, where, x)
-    _check(function, stats, x, f, weights)
+    options = shared(scale, bias, epsilon, where, axis_name, dtype)
+    a = arguments("decorrelated_batch_norm", x, (feature_axis,), **options)
+    (f,) = a.features
+    _check(a.function, stats, a.x, f, a.where)
     if decay is not None:
-        check.decay(function, decay)
+        check.decay(a.function, decay)
     if iterations is not None:
-        iterations = check.integer(function, "iterations", iterations, least=0, remedy="choose 0 or more")
-    scale, bias = (check.affine(function, n, v, x, (f,)) for n, v in (("scale", scale), ("bias", bias)))
-    least = check.epsilon(function, epsilon)
+        iterations = check.integer(a.function, "iterations", iterations, least=0, remedy="choose 0 or more")
     old = Covariance(*map(jnp.asarray, stats))
-    axes = [a for a in range(x.ndim) if a != f]
-    names = devices.bound(function, axis_name)
-    out = dtype or x.dtype
+    names = devices.bound(a.function, axis_name)
 
     def covariance(x: Array, where: Any) -> Covariance:
-        m = moments(x, axes, where=where, axis_name=axis_name)
+        m = moments(x, a.axes, where=where, axis_name=axis_name)
         mean, weight = m.mean.reshape(old.mean.shape), m.weight.reshape(old.mean.shape)[:, 0]
         c = _grouped(usable(x, where), f, mean)
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
         weighed = choose(w != 0, c, 0) * w
         total = einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
-        with devices.explained(function, names):
+        with devices.explained(a.function, names):
             (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
 
@@ -143,29 +139,30 @@ def decorrelated_batch_norm(
         kind, x = jax.typeof(x), whole(x, f)  # every feature of y takes all of x's
         m = kept(covariance(x, where)) if m is None else m
         eye = jnp.eye(m.cov.shape[-1], dtype=m.cov.dtype)[None]
-        cov = m.cov + least.astype(eye.dtype) * eye
-        root = kept(inverse_root(cov, least) if iterations is None else newton_root(cov, eye, iterations))
+        cov = m.cov + a.epsilon.astype(eye.dtype) * eye
+        root = kept(inverse_root(cov, a.epsilon) if iterations is None else newton_root(cov, eye, iterations))
         c = _grouped(usable(x, where), f, m.mean)
         y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
         y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), kind)
-        y = plus(y if scale is None else times(y, scale), bias).astype(out)
+        y = plus(y if scale is None else times(y, scale), bias).astype(a.dtype)
         return seen(y, m.weight[0], bias, where), m
 
     def training() -> tuple[Array, Covariance]:
-        y, m = whitened(x, scale, bias, weights, None)
+        y, m = whitened(a.x, a.scale, a.bias, a.where, None)
         finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
         m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
         m = lax.stop_gradient(m)
         start = _sound(old)
         new = state_as(_union(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
-        # where nothing is known yet, the state stays bitwise as it was
+        # a group that was never seen stays bitwise as it was
         return y, state_as(_where(new.weight > 0, new, old), old)
 
     def evaluation() -> tuple[Array, Covariance]:
         stored = Covariance(*map(gathered, _sound(old)._replace(weight=jnp.ones_like(old.weight))))
-        return whitened(x, scale, bias, weights, stored)[0], old
+        return whitened(a.x, a.scale, a.bias, a.where, stored)[0], old
 
-    return either(function, train, training, evaluation, (x, old, weights, scale, bias), axis_name)
+    values = a.x, old, a.where, a.scale, a.bias
+    return either(a.function, train, training, evaluation, values, axis_name)
 
 
 def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
