@@ -22,17 +22,20 @@ settings.load_profile("jaxnorm")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow, of each test marked `thinned`, all but the few that hold each value of each parameter."""
+    """Of a test's combinations of parameters, mark as slow all but the few that hold each value once."""
     tests = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("thinned"):
+        if hasattr(item, "callspec") and not item.get_closest_marker("slow"):
             tests[item.parent, item.originalname].append(item)
     for combinations in tests.values():
-        values = {c: [(name, id(value)) for name, value in c.callspec.params.items()] for c in combinations}
-        uses: Counter[tuple[str, int]] = Counter()
+        values = {
+            item: [(name, v if isinstance(v, str) else id(v)) for name, v in item.callspec.params.items()]
+            for item in combinations
+        }
+        uses: Counter[tuple[str, str | int]] = Counter()
 
         def merit(item, values=values, uses=uses):
-            """How many values it has that no other has, and how rare the rest are."""
+            """How many of its values no chosen combination has, and how rarely they have the others."""
             counts = [uses[v] for v in values[item]]
             return counts.count(0), -sum(counts)
 

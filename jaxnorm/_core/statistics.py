@@ -54,10 +54,10 @@ def statistics(
     # One number wherever it is used: if one of two sums rounded it otherwise, it would be another shift.
     (shift,) = materialize(shift)
     s = r.expand(shift, reads.x)
-    if mask is not None:
+    if mask is not None and s is not None:
         # Plain sums of x - shift with shift in place of what is masked: XLA:CPU adds up products one by one,
         # and rounds each time. The derivatives are those of the weighted sums.
-        filled = lax.stop_gradient(choose(mask, reads.x, 0 if s is None else s.astype(reads.x.dtype)))
+        filled = lax.stop_gradient(choose(mask, reads.x, s.astype(reads.x.dtype)))
         values = _sums(r, Reads(filled, filled), s, None, {})
     sums = materialize_cotangents(*_sums(r, reads, s, where, values).values())
     *first, second = named(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))

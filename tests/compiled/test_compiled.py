@@ -16,7 +16,8 @@ MEGABYTE = 2**20
 # Each program, and what it cannot do without: x and dy are read, y and dx are written.
 PROGRAMS = {"forward": 2, "forward, kept": 2, "backward": 3, "one jit": 5}
 # x is read for its sums, read again and y is written; backward reads x and dy twice and writes dx.
-LIMITS = {"h100": (3.1, 3.1, 5.1, 7.2), "v5e": (3.2, 3.2, 5.1, 7.2)}
+# Passes to one place after the point: small vectors of rows add up to 0.01.
+LIMITS = {"h100": (3.11, 3.11, 5.11, 7.21), "v5e": (3.2, 3.2, 5.1, 7.2)}
 MASKED = (4.1, 4.1, 5.1, 8.1)  # the mask's sums about a shift cost one more pass forward
 NORMS = ["batch", "layer", "rms", "group", "instance"]
 COMPILED = [(norm, dtype) for norm in NORMS for dtype in ("bfloat16", "float32")]
@@ -87,7 +88,11 @@ MASKS = {
 TEMP = 0.05
 TEMP_OF_LARGE_MASKS = {"float32": 2.1, "bfloat16": 5.1}
 # Known limits: x is divided into groups, and XLA:CPU writes that copy where the mask is divided, too.
-TEMP_OF = {("group", "mask", "bfloat16"): 2.1, ("group", "weights", "bfloat16"): 2.1}
+TEMP_OF = {
+    ("group", "mask", "float32"): 1.1,
+    ("group", "mask", "bfloat16"): 2.1,
+    ("group", "weights", "bfloat16"): 2.1,
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

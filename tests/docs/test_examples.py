@@ -33,6 +33,7 @@ def assert_pictures(output, *pictures):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @flexible
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_digits_learns_and_its_checkpoint_reads_back_in_either_api(api, tmp_path, capsys):
@@ -54,6 +55,7 @@ def test_digits_learns_and_its_checkpoint_reads_back_in_either_api(api, tmp_path
         assert f"{accuracy:.2%}" in row
 
 
+@pytest.mark.slow
 @flexible
 def test_digits_without_statistics(tmp_path, capsys):
     digits = import_module("digits")
@@ -64,6 +66,7 @@ def test_digits_without_statistics(tmp_path, capsys):
     assert "no running statistics" in output and "shift" not in output
 
 
+@pytest.mark.slow
 @flexible
 def test_digits_compares(tmp_path, capsys, monkeypatch):
     digits = import_module("digits")
@@ -163,6 +166,7 @@ def test_style_statistics(tmp_path, capsys):
     assert ours["coffee, styled as the rocket"] == ours["rocket"] != ours["coffee"]
 
 
+@pytest.mark.slow
 @flexible
 def test_sequences(tmp_path, capsys, monkeypatch):
     sequences = import_module("sequences")
@@ -185,6 +189,7 @@ def test_quickstart(capsys):
     assert "finite: True True" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @flexible
 def test_the_styles_of_data_parallel_training_agree(capsys):
     states = import_module("data_parallel").main(epochs=1)

@@ -74,6 +74,7 @@ def alone():
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
+@pytest.mark.slow
 @pytest.mark.flexible
 @pytest.mark.parametrize("style", ["jit", "shard_map"])
 def test_two_processes_are_one_device(style, tmp_path):

@@ -37,6 +37,7 @@ def test_the_blocks_of_the_documentation_run(page):
     run(page)
 
 
+@pytest.mark.slow
 @pytest.mark.flexible
 def test_the_corners_are_those_of_the_readme(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 from layers import OURS, draw
 from test_family_layers import MOMENTS, REMEMBER, Row, drawn
+from thin import slow_but
 
 ROWS = (Row("BatchNorm", lambda: None, {}, {}, MOMENTS), *REMEMBER)
 both = pytest.mark.parametrize("api", ["linen", "nnx"])
@@ -59,7 +60,7 @@ def _closed(jaxpr: Any) -> tuple[Any, Any]:
 
 
 @both
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", slow_but(ROWS, "BatchNorm", "InputNorm", "IterNorm"), ids=str)
 def test_evaluation_by_constants_of_a_trace(api, row):
     f, x = evaluation(api, row, frozen=False), draw(row.shape, seed=1)
     y = f(x)

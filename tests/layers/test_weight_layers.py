@@ -56,9 +56,9 @@ def same(actual, expected, atol=2e-6):
     [
         ("WeightNorm", {}, {}),
         ("WeightNorm", {}, dict(variable_filter={"Dense_1", "Conv"}, feature_axes=None, epsilon=0.1)),
-        ("WeightNorm", {}, dict(use_scale=False, dtype=jnp.bfloat16)),
+        pytest.param("WeightNorm", {}, dict(use_scale=False, dtype=jnp.bfloat16), marks=pytest.mark.slow),
         ("SpectralNorm", dict(update_stats=True), dict(n_steps=2, epsilon=0.1)),
-        ("SpectralNorm", dict(update_stats=False), {}),
+        pytest.param("SpectralNorm", dict(update_stats=False), {}, marks=pytest.mark.slow),
     ],
     ids=["weight", "weight, chosen", "weight, no scale", "spectral, updated", "spectral"],
 )

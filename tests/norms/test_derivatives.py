@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from thin import slow_but
 from variants import assert_close, draw, exact, kinds, named, norms, over, types
 
 import jaxnorm as jn
@@ -84,7 +85,7 @@ def assert_same_modes(variant, inputs):
     assert_close(without_weights_of_state(actual), without_weights_of_state(expected), EXACT)
 
 
-@over(norms())
+@over(slow_but(norms(), *(v.name for v in kinds())))
 def test_every_mode_and_order(variant, float64):
     assert_same_modes(variant, draw(variant, jnp.float64))
 

@@ -206,7 +206,8 @@ def test_devices_are_one_device(variant, where, mode, data):
         jax.tree.map(lambda v: np.testing.assert_array_equal(v, np.broadcast_to(v[:1], v.shape)), state)
 
 
-CURVED = [(BATCH, mode) for mode in MODES] + [(MOMENTS, "shard_map")]
+CURVED = [pytest.param(BATCH, mode, marks=() if mode in ALONE else pytest.mark.slow) for mode in MODES]
+CURVED += [(MOMENTS, "shard_map")]
 
 
 @pytest.mark.parametrize(("variant", "mode"), CURVED, ids=str)

@@ -70,41 +70,45 @@ def alone(name):
     return jax.device_get(quickly(partial(results, row.call))(observations(), row.params, row.state))
 
 
-rows = pytest.mark.parametrize("row", ROWS, ids=str)
+FEW = [row for row in ROWS if row.name in ("batch_norm", "layer_norm", "group_norm", "batch_renorm")]
+few = pytest.mark.parametrize("row", FEW, ids=str)
+
+MESHES = [((4, 2), sharding) for sharding in SHARDINGS] + [((1, 1), "batch and features")]
 
 
-@rows
-def test_everything_is_sharded_as_what_it_belongs_to(row):
-    for sizes, sharding in [((4, 2), s) for s in SHARDINGS] + [((1, 1), "batch and features")]:
-        here = mesh(sizes)
-        with jax.set_mesh(here):
-            x, params, state = arguments(row, sharding, here)
+@pytest.mark.parametrize("where", MESHES, ids=str)
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_everything_is_sharded_as_what_it_belongs_to(row, where):
+    sizes, sharding = where
+    here = mesh(sizes)
+    with jax.set_mesh(here):
 
-            def check(x, params, state, sharding=sharding):
-                out, new, (dx, dparams) = results(row.call, x, params, state)
-                if new is not None:
-                    assert kinds(new) == kinds(state), sharding
-                assert kinds((dx, dparams)) == kinds((x, params)), sharding
-                if out is not None and row.scaled:
-                    scale = jnp.expand_dims(params["scale"], (0, 1))
-                    y = x if sharding in REFUSED_BY_JAX else x * scale
-                    assert kinds(out)[0] == kinds(y)[0], sharding
+        def check(x, params, state):
+            out, new, (dx, dparams) = results(row.call, x, params, state)
+            if new is not None:
+                assert kinds(new) == kinds(state)
+            assert kinds((dx, dparams)) == kinds((x, params))
+            if out is not None and row.scaled:
+                scale = jnp.expand_dims(params["scale"], (0, 1))
+                y = x if sharding in REFUSED_BY_JAX else x * scale
+                assert kinds(out)[0] == kinds(y)[0]
 
-            jax.eval_shape(check, x, params, state)
+        jax.eval_shape(check, *arguments(row, sharding, here))
 
 
 @pytest.mark.parametrize(
-    ("row", "sharding"), [(row, VALUES[k % len(VALUES)]) for k, row in enumerate(ROWS)], ids=str
+    ("row", "sharding"),
+    [
+        pytest.param(row, VALUES[k % len(VALUES)], marks=() if row in FEW else pytest.mark.slow)
+        for k, row in enumerate(ROWS)
+    ],
+    ids=str,
 )
 def test_values_are_those_of_one_device(row, sharding):
     here = mesh((4, 2))
     with jax.set_mesh(here):
         actual = quickly(partial(results, row.call))(*arguments(row, sharding, here))
     assert_close(jax.device_get(actual), alone(row.name), 5e-6)
-
-
-FEW = [row for row in ROWS if row.name in ("batch_norm", "layer_norm", "group_norm", "batch_renorm")]
-few = pytest.mark.parametrize("row", FEW, ids=str)
 
 
 @pytest.mark.parametrize("sharding", ["batch, features of parameters", "features"])

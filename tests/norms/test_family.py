@@ -6,6 +6,7 @@ import test_derivatives
 import test_devices
 import test_masks
 import test_variants
+from thin import slow_but
 from variants_family import FAMILY
 
 
@@ -76,7 +77,7 @@ def test_every_mode_and_order(variant):
         test_derivatives.test_every_mode_and_order(variant, None)
 
 
-@over([v for v in FAMILY if v not in named(*PLAIN[:-2], "scale", "film")])
+@over(slow_but([v for v in FAMILY if v not in named(*PLAIN[:-2], "scale", "film")], *OWN))
 def test_values_and_gradients_of_a_weighted_sample(variant):
     with jax.enable_x64(True):
         where = "weights" if "where" in variant.takes else None
@@ -88,7 +89,7 @@ def test_gradients_of_a_narrow_type(variant):
     test_derivatives.test_gradients_of_a_narrow_type(variant)
 
 
-@over(taking("where", but=PLAIN))
+@over(slow_but(taking("where", but=PLAIN), "renorm", "gated", "global response", "evonorm b0"))
 def test_what_is_masked_reaches_nothing(variant):
     test_masks.test_what_is_masked_reaches_nothing(variant, "mask")
 
