@@ -8,6 +8,7 @@ import tokenize
 from pathlib import Path
 from types import ModuleType
 
+import flax.linen
 import jax.numpy as jnp
 import pytest
 
@@ -189,13 +190,8 @@ OPTIONS = {
 }
 
 
-# The layers of the family name their functions: tests/test_family_layers.py compares those. PopArt is a last
-# layer, and has a file of its own.
-FLAX_S = [
-    (module, name)
-    for module, name in LAYERS
-    if not hasattr(getattr(module, name), "function") and name != "PopArt"
-]
+# Those of the family: tests/test_family_layers.py.
+FLAX_S = [(module, name) for module, name in LAYERS if hasattr(flax.linen, name)]
 
 
 @pytest.mark.parametrize(("module", "name"), FLAX_S, ids=lambda v: getattr(v, "__name__", v))

@@ -7,7 +7,6 @@ import jax
 from flax import nnx
 from flax.core import FrozenDict
 
-from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
 from jaxnorm.linen.frozen import FrozenStats
 
@@ -149,6 +148,6 @@ def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], 
 
     stats = walk((), variables.get("batch_stats", {}))
     if not changed:
-        raise ValueError(layers.nothing_chosen(function, filter, found))
+        raise ValueError(state.nothing_chosen(function, filter, found))
     whole = {**variables, "batch_stats": stats}
     return FrozenDict(whole) if isinstance(variables, FrozenDict) else whole
