@@ -9,7 +9,6 @@ from jax import Array
 
 from jaxnorm._base.messages import calling
 from jaxnorm._core.moments import Moments
-from jaxnorm._core.standardize import standardize, unstandardize
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
 from jaxnorm._norms import inputs as _inputs
@@ -34,7 +33,7 @@ def updated(
         kernel, bias, stats = _inputs.pop_art(
             values["kernel"],
             values["bias"],
-            _moments(layer, values),
+            moments(layer, values),
             targets,
             decay=layer.momentum,
             epsilon=layer.epsilon,
@@ -44,16 +43,6 @@ def updated(
     return {"kernel": kernel, "bias": bias, **stats._asdict()}
 
 
-def normalized(layer: Any, values: dict[str, Array], targets: Array) -> Array:
-    """Targets in the units of y."""
-    return standardize(targets, _moments(layer, values), epsilon=layer.epsilon)
-
-
-def denormalized(layer: Any, values: dict[str, Array], y: Array) -> Array:
-    """y in the units of the targets."""
-    return unstandardize(y, _moments(layer, values), epsilon=layer.epsilon)
-
-
-def _moments(layer: Any, values: dict[str, Array]) -> Moments:
+def moments(layer: Any, values: dict[str, Array]) -> Moments:
     """The stored statistics, as the layers of batch norm have them."""
     return sound(Moments(*state.widened(layer, values, True)))

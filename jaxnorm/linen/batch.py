@@ -10,11 +10,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.messages import Named
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
 from jaxnorm._layers.calls import Shape
-from jaxnorm.linen.parameters import parameters
+from jaxnorm.linen.parameters import Layer, parameters
 
 _STATS = "batch_stats"
 _MODE = (
@@ -31,7 +30,7 @@ _MUTABLE = (
 )
 
 
-class BatchNorm(Named, nn.BatchNorm):
+class BatchNorm(Layer, nn.BatchNorm):
     """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
 
     The collection `batch_stats` holds `mean` and `var`, one value a feature: moving averages with weight
@@ -62,6 +61,30 @@ class BatchNorm(Named, nn.BatchNorm):
     >>> y, state = norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
     >>> y.tolist(), state["batch_stats"]["mean"].tolist()
     ([[-1.0], [1.0]], [1.0])
+
+    A norm of your own that keeps statistics is a subclass, with its options as fields and a `normalize`: it
+    returns y and the new statistics, a `Moments` like `stats`. `call` holds what `jaxnorm.batch_norm` takes:
+    `train`, `decay`, `scale`, `bias`, `where`, `feature_axis`, `epsilon`, `dtype` and, where they are set,
+    `axis_name`, `axis_index_groups` and `unbiased`. Storage, modes, masks, freezing and checkpoints are those
+    of `BatchNorm`. More parameters: `shapes` adds them, each is initialized by the field `<name>_init`, and
+    `call` holds them, too. A field that may be a schedule: name it in `schedules` and read it with
+    `self.at_step(self.name)`. Other statistics than mean and var: `initial_stats`.
+
+    >>> import jaxnorm
+    >>> class StreamNorm(jn.BatchNorm):
+    ...     '''By the running average with this batch in it, and never beyond `limit` deviations.'''
+    ...
+    ...     limit: float = 3.0
+    ...
+    ...     def normalize(self, x, stats, *, train, **call):
+    ...         _, stats = jaxnorm.batch_norm(x, stats, train=train, **call)
+    ...         y, _ = jaxnorm.batch_norm(x, stats, train=False, **call)
+    ...         return jnp.clip(y, -self.limit, self.limit), stats
+    >>> norm = StreamNorm(limit=1.0, debias=True, use_running_average=False)
+    >>> variables = norm.init(jax.random.key(0), x)
+    >>> y, updates = norm.apply(variables, x, mask=x < 3, mutable="batch_stats")
+    >>> print(y.ravel(), updates["batch_stats"]["mean"])
+    [0. 1.] [1.]
     """
 
     update_stats: bool | None = None
@@ -88,10 +111,6 @@ class BatchNorm(Named, nn.BatchNorm):
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         """y and the new statistics: what a subclass changes."""
         return jaxnorm.batch_norm(x, stats, **call)
-
-    def shapes(self, features: Shape) -> dict[str, Shape]:
-        """The shapes of the parameters, by name, for features of this shape."""
-        return layers.affine(self, features)
 
     def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
         """The statistics before training, of weight 0: mean, var and weight."""

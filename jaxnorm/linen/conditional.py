@@ -16,10 +16,10 @@ from jaxnorm._layers import conditional as conditional
 from jaxnorm._layers import state as state
 from jaxnorm._layers.calls import Initializer, Shape
 from jaxnorm.linen.batch import BatchNorm
-from jaxnorm.linen.parameters import Layer, Measured, normalized
+from jaxnorm.linen.parameters import Measured, Norm, normalized
 
 
-class _Projected(Layer):
+class _Projected(Norm):
     """Its `parts` are a projection of the condition."""
 
     kernel_init: Initializer = initializers.lecun_normal()

@@ -13,10 +13,10 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import family as family
 from jaxnorm._layers.calls import Axes, Initializer, Shape
-from jaxnorm.linen.parameters import Affine, Layer, Measured, normalized
+from jaxnorm.linen.parameters import Affine, Measured, Norm, normalized
 
 
-class _Pointwise(Layer):
+class _Pointwise(Norm):
     """Without moments."""
 
     @nn.compact

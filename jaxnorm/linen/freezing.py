@@ -15,17 +15,8 @@ Path = tuple[str, ...]
 
 # The parameters of norms, by which they are known: linen's variables do not name their modules' classes.
 _OWN = {
-    "scale",
-    "bias",
-    "alpha",
-    "shift",
-    "slope",
-    "threshold",
-    "learned_epsilon",
-    "mean_logits",
-    "var_logits",
-    "query_scale",
-    "key_scale",
+    *("scale", "bias", "alpha", "shift", "slope", "threshold", "learned_epsilon"),
+    *("mean_logits", "var_logits", "query_scale", "key_scale"),
 }
 
 

@@ -6,13 +6,11 @@ from flax import linen as nn
 from jax import Array
 
 import jaxnorm
-from jaxnorm._base.messages import Named
 from jaxnorm._layers import calls as layers
-from jaxnorm._layers.calls import Shape
-from jaxnorm.linen.parameters import normalized
+from jaxnorm.linen.parameters import Layer, normalized
 
 
-class _Norm(Named, nn.Module):
+class _Norm(Layer):
     """The call of all of them."""
 
     @nn.compact
@@ -26,9 +24,6 @@ class _Norm(Named, nn.Module):
         bias: Array | None = None,
     ) -> Array:
         return normalized(self, x, mask=mask, weights=weights, scale=scale, bias=bias)
-
-    def shapes(self, features: Shape) -> dict[str, Shape]:
-        return layers.affine(self, features)
 
 
 class LayerNorm(_Norm, nn.LayerNorm):

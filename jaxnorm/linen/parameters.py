@@ -1,4 +1,4 @@
-"""The parameters of a linen layer, and the layers without a state."""
+"""The parameters of a linen layer, and the bases of the layers without a state."""
 
 import math
 from typing import Any
@@ -45,17 +45,22 @@ def normalized(layer: Any, x: Array, **call: Any) -> Any:
 
 
 class Layer(Named, nn.Module):
-    """A layer without a state, which adds its fields, `shapes` of its parameters, `normalize` and a call."""
+    """A layer with the parameters that `shapes` names, normalized by `normalize`."""
+
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        """The shapes of the parameters, by name, for features of this shape."""
+        return layers.affine(self, features)
+
+
+class Norm(Layer):
+    """A layer without a state, which adds its fields, `normalize` and a call."""
 
     feature_axes: Axes = -1
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    def shapes(self, features: Shape) -> dict[str, Shape]:
-        return layers.affine(self, features)
 
-
-class Affine(Layer):
+class Affine(Norm):
     """One that may have a scale and a bias."""
 
     use_scale: bool = True
@@ -64,7 +69,7 @@ class Affine(Layer):
     bias_init: Initializer = initializers.zeros
 
 
-class Measured(Layer):
+class Measured(Norm):
     """One that takes moments: of what is not masked, and on several devices."""
 
     epsilon: float = 1e-6

@@ -73,11 +73,11 @@ class PopArt(Named, nn.Module):
 
     def normalize(self, targets: Array) -> Array:
         """Targets in the units of y."""
-        return shared.normalized(self, self._values(), targets)
+        return jaxnorm.standardize(targets, shared.moments(self, self._values()), epsilon=self.epsilon)
 
     def denormalize(self, y: Array) -> Array:
         """y in the units of the targets."""
-        return shared.denormalized(self, self._values(), y)
+        return jaxnorm.unstandardize(y, shared.moments(self, self._values()), epsilon=self.epsilon)
 
     def _values(self) -> dict[str, Array]:
         return {name: meta.unbox(self.get_variable(place, name)) for name, place in shared.PLACES.items()}

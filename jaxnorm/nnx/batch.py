@@ -79,6 +79,30 @@ class BatchNorm(Layer, nnx.BatchNorm):
     >>> norm.eval()
     >>> norm(jnp.asarray([[1.0]])).tolist()
     [[0.0]]
+
+    A norm of your own that keeps statistics is a subclass, with its options as fields and a `normalize`: it
+    returns y and the new statistics, a `Moments` like `stats`. `call` holds what `jaxnorm.batch_norm` takes:
+    `train`, `decay`, `scale`, `bias`, `where`, `feature_axis`, `epsilon`, `dtype` and, where they are set,
+    `axis_name`, `axis_index_groups` and `unbiased`. Storage, modes, masks, freezing and checkpoints are those
+    of `BatchNorm`. More parameters: `shapes` adds them, each is initialized by the field `<name>_init`, and
+    `call` holds them, too. A field that may be a schedule: name it in `schedules` and read it with
+    `self.at_step(self.name)`. Other statistics than mean and var: `initial_stats`.
+
+    >>> import jaxnorm
+    >>> class StreamNorm(jn.BatchNorm):
+    ...     '''By the running average with this batch in it, and never beyond `limit` deviations.'''
+    ...
+    ...     limit: float = 3.0
+    ...
+    ...     def normalize(self, x, stats, *, train, **call):
+    ...         _, stats = jaxnorm.batch_norm(x, stats, train=train, **call)
+    ...         y, _ = jaxnorm.batch_norm(x, stats, train=False, **call)
+    ...         return jnp.clip(y, -self.limit, self.limit), stats
+    >>> norm = StreamNorm(1, limit=1.0, debias=True, rngs=nnx.Rngs(0))
+    >>> x = jnp.asarray([[1.0], [3.0]])
+    >>> y = norm(x, mask=x < 3)
+    >>> print(y.ravel(), norm.mean[...])
+    [0. 1.] [1.]
     """
 
     use_running_average: bool | None = False

@@ -1,4 +1,4 @@
-"""The fields and parameters of an nnx layer, and the layers without a state."""
+"""The fields and parameters of an nnx layer, and the bases of the layers without a state."""
 
 import inspect
 from collections.abc import Callable, Mapping
