@@ -43,7 +43,7 @@ def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen
     return train, train if update_stats is None else bool(update_stats)
 
 
-def remembered(
+def normalize_and_update(
     layer: Any,
     x: Array,
     parameters: dict[str, Array],

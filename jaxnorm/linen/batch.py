@@ -106,7 +106,7 @@ class BatchNorm(Layer, nn.BatchNorm):
         update_stats: bool | None = None,
     ) -> Array:
         call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         """y and the new statistics: what a subclass changes."""
@@ -120,7 +120,7 @@ class BatchNorm(Layer, nn.BatchNorm):
         """The value of a field that may be a schedule, of the updates counted in `step`."""
         return state.at_step(self, value, self.get_variable(_STATS, "step"))
 
-    def remember(
+    def normalize_and_update(
         self, x: Array, use_running_average: bool | None, update_stats: bool | None, **call: Any
     ) -> Array:
         """y by `normalize`, and the collection's statistics updated: what a call of a subclass returns.
@@ -148,7 +148,7 @@ class BatchNorm(Layer, nn.BatchNorm):
         frozen = self.has_variable(_STATS, "frozen")
         train, updated = state.mode(self, use_running_average, update_stats, frozen)
         modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
-        y, new = state.remembered(self, x, values, stats, **modes, **call)
+        y, new = state.normalize_and_update(self, x, values, stats, **modes, **call)
         with _advice(ModifyScopeVariableError, _MUTABLE):
             for name, value in new.items():
                 if name in kept:

@@ -147,7 +147,7 @@ class ConditionalBatchNorm(BatchNorm):
         update_stats: bool | None = None,
     ) -> Array:
         call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias, "labels": labels}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def shapes(self, features: Shape) -> dict[str, Shape]:
         return super().shapes((state.count(self, "num_classes"), *features))
@@ -198,7 +198,7 @@ class SPADE(BatchNorm):
         maps = self._maps(x, segmentation)
         brought = {name: v for name, v in {"scale": scale, "bias": bias}.items() if v is not None}
         call = {"mask": mask, "weights": weights, **maps, **brought}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def _maps(self, x: Array, segmentation: Array) -> dict[str, Array]:
         """The scale and the bias at every place of x, by two convolutions."""

@@ -146,7 +146,7 @@ class BatchNorm(Layer, nnx.BatchNorm):
         update_stats: bool | None = None,
     ) -> Array:
         call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         """y and the new statistics: what a subclass changes."""
@@ -160,7 +160,7 @@ class BatchNorm(Layer, nnx.BatchNorm):
         """The value of a field that may be a schedule, of the updates counted in `step`."""
         return state.at_step(self, value, self.step[...] if hasattr(self, "step") else None)
 
-    def remember(
+    def normalize_and_update(
         self, x: Array, use_running_average: bool | None, update_stats: bool | None, **call: Any
     ) -> Array:
         """y by `normalize`, and the statistics updated: what a call of a subclass returns.
@@ -178,7 +178,7 @@ class BatchNorm(Layer, nnx.BatchNorm):
                 "constructor or to the call, or set it with train(), eval() or nnx.view."
             )
         train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
-        y, new = self._remembered(x, train=train, updated=updated, **call)
+        y, new = self._y_and_stats(x, train=train, updated=updated, **call)
         for name, value in new.items():
             if hasattr(self, name):
                 getattr(self, name).set_value(value)
@@ -187,7 +187,7 @@ class BatchNorm(Layer, nnx.BatchNorm):
         return y
 
     @compiled_method
-    def _remembered(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
+    def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
         """y, and the statistics to store. Those that a changed option needs are created at their start."""
         names = state.names(self)
         stored = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
@@ -196,7 +196,7 @@ class BatchNorm(Layer, nnx.BatchNorm):
             stored = {name: stored.get(name, values[name]) for name in names}
         if type(self).normalize is BatchNorm.normalize:  # Flax's own promotes its statistics, too
             call["promote"] = promoted(self, stored["mean"], stored["var"])
-        return state.remembered(self, x, parameters(self), stored, **call)
+        return state.normalize_and_update(self, x, parameters(self), stored, **call)
 
     def _start(self) -> dict[str, Array]:
         """All that may be stored, at the start. A mean is complex if y or a parameter may be."""

@@ -150,7 +150,7 @@ class ConditionalBatchNorm(BatchNorm):
         update_stats: bool | None = None,
     ) -> Array:
         call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias, "labels": labels}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def shapes(self, features: Shape) -> dict[str, Shape]:
         return super().shapes((state.count(self, "num_classes"), *features))
@@ -215,7 +215,7 @@ class SPADE(BatchNorm):
         maps = conditional.split(self.projection(hidden), ("scale", "bias"))
         brought = {name: v for name, v in {"scale": scale, "bias": bias}.items() if v is not None}
         call = {"mask": mask, "weights": weights, **maps, **brought}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         return jaxnorm.spade(x, stats, **call)

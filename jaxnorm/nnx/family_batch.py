@@ -80,7 +80,7 @@ class _Bank(BatchNorm):
         update_stats: bool | None = None,
     ) -> Array:
         call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias, "index": index}
-        return self.remember(x, use_running_average, update_stats, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         return jaxnorm.bank_norm(x, stats, **call)

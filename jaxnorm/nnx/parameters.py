@@ -21,7 +21,7 @@ from jaxnorm._layers import calls as layers
 from jaxnorm._layers.calls import Axes, Initializer, Shape
 
 Metadata = Mapping[str, Any]
-HOOKS = "normalize", "shapes", "initial_stats", "at_step", "remember"
+HOOKS = "normalize", "shapes", "initial_stats", "at_step", "normalize_and_update"
 NO_METADATA: Metadata = FrozenDict()  # equal to Flax's default, which is no default of a dataclass
 
 
@@ -77,17 +77,23 @@ class Layer(Fields):
                 setattr(cls, name, _Hook(method))
 
     def __post_init__(self, *variables: Any) -> None:
-        """By the arguments that are not stored: the keys, and the metadata of bias and scale."""
-        _create(self, *variables)
+        _create_parameters(self, *variables)
 
     def shapes(self, features: Shape) -> dict[str, Shape]:
         """The shapes of the parameters, by name, for features of this shape."""
         return layers.affine(self, features)
 
 
-def _create(
+def _create_parameters(
     layer: Any, rngs: nnx.Rngs, bias_metadata: Metadata = NO_METADATA, scale_metadata: Metadata = NO_METADATA
 ) -> None:
+    """The variables of a layer, by what its constructor takes and does not store.
+
+    Args:
+      layer: with all its fields.
+      rngs: each parameter draws a key, as in Flax.
+      bias_metadata, scale_metadata: of the variables.
+    """
     metadata = {"bias": bias_metadata, "scale": scale_metadata}
     features = (layer.num_features,)
     for name, shape in layer.shapes(features).items():
