@@ -1,9 +1,9 @@
-"""What the linen and nnx layers share. No framework is imported here.
+"""What the linen and nnx layers share. No framework is imported here, and there are no classes of layers.
 
-calls          from Flax's names to the functions', and the calls of Flax's own norms
-parts          what a layer of the family is: fields, parameters, one call
-family         the layers of the family without a state
-state          the statistics of batch norm, of weights, and their rules
-family_state   the layers of the family with a state
+calls          from the fields and the call of a layer to the arguments of its function
+state          the statistics that batch norm and its relatives keep
+family         arithmetic of the layers without a state
+conditional    a scale and a bias made of a condition
+weights        the weights of another layer
 pop_art        a last layer and the statistics of its targets
 """

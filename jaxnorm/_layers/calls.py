@@ -1,10 +1,13 @@
-"""What the linen and nnx layers share: from Flax's names to the functions', and the calls.
+"""From the fields and the call of a layer to the arguments of its function.
 
-A `layer` is any object with Flax's fields. What only its framework knows, where the parameters live and
-whether this is initialization, it hands in as `own`: scale, bias, dtype, axis_name, axis_index_groups.
+A `layer` is an object of either framework with Flax's fields, and with
+
+    shapes(features) -> {name: shape}          its parameters, for features of that shape
+    normalize(x, [stats,] **call) -> y         the call of its function
+
+What only the framework knows, the stored parameters and whether this is initialization, is handed in.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,29 +17,160 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.nn import initializers
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import TINY, is_float8, promoted
 from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.messages import calling
-from jaxnorm._norms import sample as _norms
 
 Axes = int | Sequence[int]
+Shape = tuple[int, ...]
+Initializer = Callable[..., Array]
+Schedule = Callable[[Array], ArrayLike]  # as optax has them: of the number of updates
 
 # Flax promotes, and so do its layers here, where the user's own arithmetic may not
 promotion = partial(jax.numpy_dtype_promotion, "standard")
 
 
-def layer_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
-    return call(_norms.layer_norm, layer, x, mask, weights, **_rows(layer), **own)
+def normalize(
+    layer: Any,
+    x: Array,
+    parameters: dict[str, Array],
+    *state: Any,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    initializing: bool = False,
+    promote: Callable[[tuple[Array, ...]], tuple[Array, ...]] = tuple,
+    **more: Any,
+) -> Any:
+    """The layer's `normalize`, with its fields and its call in the functions' words.
+
+    Args:
+      layer: it has the fields `dtype` and, if its function takes them, `epsilon` and `axis_name`.
+      x: what is normalized.
+      parameters: as they are stored, by name.
+      state: what `normalize` has right after x.
+      mask, weights, scale, bias: of the call; this scale and bias come before the layer's own.
+      initializing: then no device is asked for anything.
+      promote: of x and the parameters, which together tell the dtype of y.
+      more: handed on as it is.
+    """
+    brought = {"scale": scale, "bias": bias}
+    values = _shaped(layer, x, parameters)
+    values |= {name: jnp.asarray(v) for name, v in brought.items() if v is not None}
+    options = {**values, **more, "dtype": result_dtype(layer, *promote((x, *values.values())))}
+    if hasattr(layer, "epsilon"):
+        options["epsilon"] = layer.epsilon
+    if hasattr(layer, "axis_name"):
+        options |= {"where": where(mask, weights), **({} if initializing else devices(layer))}
+    if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
+        x = x.astype(mean_dtype(x, jnp.complex64))  # its parameters are complex
+    with calling(type(layer).__name__, words(layer, mask)):
+        return layer.normalize(x, *state, **options)
 
 
-def rms_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
-    return call(_norms.rms_norm, layer, x, mask, weights, **_rows(layer), **own)
+def devices(layer: Any) -> dict[str, Any]:
+    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name."""
+    if layer.axis_name is None:
+        return {}
+    return {"axis_name": with_groups(type(layer).__name__, layer.axis_name, layer.axis_index_groups)}
 
 
-def _rows(layer: Any) -> dict[str, Any]:
+def words(layer: Any, mask: Any = None) -> dict[str, str]:
+    """A layer's words for the options of its function."""
+    features = "feature_axes" if hasattr(layer, "feature_axes") else "axis"
+    return {
+        "where": "weights" if mask is None else "mask",
+        "decay": "momentum",
+        "train": "use_running_average",
+        "feature_axis": features,
+        "axis": next((name for name in ("reduction_axes", "axis") if hasattr(layer, name)), features),
+    }
+
+
+def where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None:
+    """Flax's mask counts as bool; weights are real; a masked place has no weight."""
+    if mask is None:
+        return weights
+    mask = jnp.asarray(mask, bool)
+    if weights is None:
+        return mask
+    mask, weights = jnp.broadcast_arrays(mask, weights)
+    return jnp.where(mask, weights, 0)
+
+
+# ---------------------------------------------------------------- features and parameters
+
+
+def feature_axes(layer: Any) -> Axes:
+    """The axes that have parameters of their own: `feature_axes`, batch norm's `axis`, or the last."""
+    return getattr(layer, "feature_axes", getattr(layer, "axis", -1))
+
+
+def feature_shape(layer: Any, x: Array) -> Shape:
+    """The sizes of x's feature axes, ascending: the shape of one value a feature."""
+    with calling(type(layer).__name__, words(layer)):
+        if not isinstance(x, Array | np.ndarray):
+            x = check.numbers("layer", "x", x)
+        return tuple(x.shape[a] for a in check.axes("layer", feature_axes(layer), x, "feature_axis"))
+
+
+def affine(layer: Any, features: Shape) -> dict[str, Shape]:
+    """The shapes of the scale and the bias, where the layer has them."""
+    return {name: features for name in ("scale", "bias") if getattr(layer, f"use_{name}", False)}
+
+
+def initializer(layer: Any, name: str, features: Shape) -> Initializer:
+    """Of a parameter: the field `<name>_init`, or `scale_init`.
+
+    A zero-centred scale starts at 0 where Flax's default is 1. The one number of ScaleNorm, whose
+    `scale_init` is None, starts at the length of a vector of ones.
+    """
+    start = getattr(layer, f"{name}_init", None) or layer.scale_init
+    if start is None:
+        return initializers.constant(math.sqrt(math.prod(features)))
+    centered = name == "scale" and getattr(layer, "zero_centered_scale", False)
+    return initializers.zeros if centered and start is initializers.ones else start
+
+
+def misfit(layer: Any, x: Array, size: Any) -> str:
+    """What to say where the layer has `size` features and x others."""
+    option = words(layer)["feature_axis"]
+    elsewhere = check.elsewhere((size,), x, option) if hasattr(layer, option) else ""
+    return (
+        f"{type(layer).__name__}: {size} stored features do not fit axis {feature_axes(layer)} of x, shape "
+        f"{x.shape}; choose a layer of {math.prod(feature_shape(layer, x))} features{elsewhere}."
+    )
+
+
+def per_feature(layer: Any, value: Array, x: Array, shape: Shape) -> Array:
+    """A stored array in the shape of x's features, which nnx keeps on one axis, the last."""
+    first = value.ndim - len(shape)
+    if first >= 0 and value.shape[first:] == shape:
+        return value
+    if value.shape[-1:] != (math.prod(shape),):
+        raise ValueError(misfit(layer, x, math.prod(value.shape[-1:])))
+    return value.reshape(value.shape[:-1] + shape)
+
+
+def _shaped(layer: Any, x: Array, parameters: dict[str, Array]) -> dict[str, Array]:
+    """The stored parameters, which nnx keeps flat, in the shapes that they have for x."""
+    features = feature_shape(layer, x)
+    if getattr(layer, "num_features", math.prod(features)) != math.prod(features):
+        raise ValueError(misfit(layer, x, layer.num_features))
+    shapes = layer.shapes(features)
+    for name, value in parameters.items():
+        if value.size != math.prod(shapes[name]):
+            raise ValueError(misfit(layer, x, value.shape[-1]))
+    return {name: v if v.shape == shapes[name] else v.reshape(shapes[name]) for name, v in parameters.items()}
+
+
+def rows(layer: Any) -> dict[str, Any]:
+    """What layer norm and RMS norm take of a layer besides."""
     return {
         "axis": layer.reduction_axes,
         "feature_axis": layer.feature_axes,
@@ -44,123 +178,51 @@ def _rows(layer: Any) -> dict[str, Any]:
     }
 
 
-def group_norm(
-    layer: Any,
-    x: Array,
-    mask: Any,
-    weights: Any,
-    *,
-    num_groups: Any,
-    group_size: Any,
-    **own: Any,
-) -> Array:
-    """The errors are Flax's sentences, which its users may match."""
-    reduced, channels = layer.reduction_axes, x.shape[-1]
-    last = x.ndim - 1
-    if reduced is not None and last not in check.axes("GroupNorm", reduced, x, "reduction_axes"):
+def groups(
+    layer: str, channels: int, num_groups: Any, group_size: Any, *, of: str = "channels"
+) -> tuple[int, int]:
+    """How many groups a group norm has, and their size. The errors are Flax's sentences.
+
+    Args:
+      layer: its name.
+      channels: how many.
+      num_groups, group_size: one of them, ints.
+      of: what Flax calls the channels.
+    """
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            f"{layer}: Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
+            "specified, pass `num_groups=None` as argument to override the default `num_groups` value of 32. "
+            f"Got num_groups={num_groups} and group_size={group_size}."
+        )
+    if num_groups is None:
+        size = check.integer(layer, "group_size", group_size)
+        if size < 1 or channels % size:
+            raise ValueError(
+                f"{layer}: Number of {of} ({channels}) is not multiple of the group size ({size}). Choose a "
+                f"divisor of {channels}."
+            )
+        return channels // size, size
+    count = check.integer(layer, "num_groups", num_groups)
+    if count < 1 or channels % count:
+        raise ValueError(
+            f"{layer}: Number of groups ({count}) does not divide the number of channels ({channels}). "
+            f"Choose a divisor of {channels}."
+        )
+    return count, channels // count
+
+
+def check_reduced(layer: Any, x: Array) -> None:
+    """Flax's group norm is over the channels, too."""
+    reduced = layer.reduction_axes
+    if reduced is not None and x.ndim - 1 not in check.axes("GroupNorm", reduced, x, "reduction_axes"):
         raise ValueError(
             "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
             f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."
         )
-    num_groups, group_size = as_ints("GroupNorm", num_groups=num_groups, group_size=group_size).values()
-    if (num_groups is None) == (group_size is None):
-        raise ValueError(
-            "GroupNorm: Either `num_groups` or `group_size` should be specified. If `group_size` is to "
-            "be specified, pass `num_groups=None` as argument to override the default `num_groups` "
-            f"value of 32. Got num_groups={num_groups} and group_size={group_size}."
-        )
-    if group_size is not None and (group_size < 1 or channels % group_size):
-        raise ValueError(
-            f"GroupNorm: Number of channels ({channels}) is not multiple of the group size "
-            f"({group_size}). Choose a divisor of {channels}."
-        )
-    if num_groups is not None and (num_groups < 1 or channels % num_groups):
-        raise ValueError(
-            f"GroupNorm: Number of groups ({num_groups}) does not divide the number of channels "
-            f"({channels}). Choose a divisor of {channels}."
-        )
-    groups = {"num_groups": num_groups, "group_size": group_size, "reduction_axes": reduced}
-    return call(_norms.group_norm, layer, x, mask, weights, **groups, **own)
 
 
-def instance_norm(layer: Any, x: Array, mask: Any, weights: Any, **own: Any) -> Array:
-    axes = {"feature_axis": layer.feature_axes}
-    return call(_norms.instance_norm, layer, x, mask, weights, **axes, **own)
-
-
-def feature_shape(layer: Any, x: Array, axes: Axes) -> tuple[int, ...]:
-    """The sizes of x's feature axes, ascending: the shape of one value a feature."""
-    with calling(type(layer).__name__, words(layer)):
-        if not isinstance(x, Array | np.ndarray):
-            x = check.numbers("layer", "x", x)
-        return tuple(x.shape[a] for a in check.axes("layer", axes, x, "feature_axis"))
-
-
-def per_feature(layer: Any, value: Array, x: Array, axes: Axes) -> Array:
-    """A stored array, which nnx keeps flat, in the shape of x's feature axes."""
-    shape = feature_shape(layer, x, axes)
-    if value.shape == shape:
-        return value
-    if value.size != math.prod(shape):
-        raise ValueError(misfit(layer, x, axes, value.size))
-    return value.reshape(shape)
-
-
-def misfit(layer: Any, x: Array, axes: Axes, size: Any) -> str:
-    option = words(layer)["feature_axis"]
-    elsewhere = check.elsewhere((size,), x, option) if hasattr(layer, option) else ""
-    return (
-        f"{type(layer).__name__}: {size} stored features do not fit axis {axes} of x, shape {x.shape}; "
-        f"choose a layer of {math.prod(feature_shape(layer, x, axes))} features{elsewhere}."
-    )
-
-
-def as_ints(layer: str, **values: Any) -> dict[str, Any]:
-    """Options that are ints or None, as Python has them."""
-    return {name: v if v is None else check.integer(layer, name, v) for name, v in values.items()}
-
-
-def check_width(layer: Any, x: Array, axes: Axes) -> None:
-    """An nnx layer without parameters is of a width, too."""
-    if math.prod(feature_shape(layer, x, axes)) != layer.num_features:
-        raise ValueError(misfit(layer, x, axes, layer.num_features))
-
-
-def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
-    there = ", ".join(name or "the model itself" for name in found) or "none that keeps statistics"
-    return f"{function}: filter={filter!r} chooses no batch norm; there is: {there}."
-
-
-def initializer(layer: Any, name: str) -> Any:
-    """Of a layer's scale or bias. A zero-centred scale starts at 0 where Flax's default is 1."""
-    start = getattr(layer, f"{name}_init")
-    centered = name == "scale" and getattr(layer, "zero_centered_scale", False)
-    return jax.nn.initializers.zeros if centered and start is jax.nn.initializers.ones else start
-
-
-def given(**overrides: Any) -> dict[str, Array]:
-    """The scale and bias of a call, which come before the layer's own."""
-    return {name: jnp.asarray(value) for name, value in overrides.items() if value is not None}
-
-
-def extends(init: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Shows a constructor with the arguments of Flax's, `init`, before its own."""
-
-    def decorate(extended: Any) -> Callable[..., None]:
-        theirs = inspect.signature(init).parameters
-        own = inspect.signature(extended).parameters
-        new = [p for name, p in own.items() if p.kind is p.KEYWORD_ONLY and name not in theirs]
-        extended.__signature__ = inspect.Signature([*theirs.values(), *new])
-        return extended
-
-    return decorate
-
-
-def devices(layer: Any) -> dict[str, Any]:
-    """A layer's devices. Like Flax's, it ignores groups of an axis that has no name."""
-    if layer.axis_name is None:
-        return {}
-    return {"axis_name": with_groups(type(layer).__name__, layer.axis_name, layer.axis_index_groups)}
+# ---------------------------------------------------------------- dtypes
 
 
 def result_dtype(layer: Any, *arrays: Any) -> DTypeLike:
@@ -181,6 +243,11 @@ def mean_dtype(like: Array | DTypeLike, *others: DTypeLike | None) -> DTypeLike:
     return _common(jnp.float32, like, *filter(_is_complex, others))
 
 
+def widen(value: Array) -> Array:
+    """In float32 or wider: a running average stalls in bfloat16."""
+    return value.astype(mean_dtype(value))
+
+
 def _common(*values: Any) -> Any:
     """What JAX promotes arrays and dtypes to; those that it does not promote count as in `promoted`."""
     dtypes = [v.dtype if isinstance(v, Array | np.ndarray) else jnp.dtype(v) for v in values]
@@ -190,59 +257,5 @@ def _common(*values: Any) -> Any:
         return jnp.result_type(*values)
 
 
-def stats_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
-    """The dtype of linen's statistics at the start: Flax's, which does not depend on x, or float32 if wider.
-
-    Args:
-      layer: of linen.
-      x: what is normalized; the mean of complex numbers is complex.
-      dtype: of y.
-    """
-    least = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
-    return mean_dtype(least, x.dtype, dtype)
-
-
-def call(
-    function: Callable[..., Any],
-    layer: Any,
-    x: Array,
-    mask: Any,
-    weights: Any,
-    **options: Any,
-) -> Any:
-    if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
-        x = x.astype(mean_dtype(x, jnp.complex64))  # it meets complex parameters
-    with calling(type(layer).__name__, words(layer, mask)):
-        return function(x, epsilon=layer.epsilon, where=where(mask, weights), **options)
-
-
-def words(layer: Any, mask: Any = None) -> dict[str, str]:
-    """A layer's words for the options of its function."""
-    features = "feature_axes" if hasattr(layer, "feature_axes") else "axis"
-    return {
-        "where": "weights" if mask is None else "mask",
-        "decay": "momentum",
-        "train": "use_running_average",
-        "feature_axis": features,
-        "axis": next((name for name in ("reduction_axes", "axis") if hasattr(layer, name)), features),
-    }
-
-
 def _is_complex(dtype: DTypeLike | None) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
-
-
-def widen(value: Array) -> Array:
-    """In float32 or wider: a running average stalls in bfloat16."""
-    return value.astype(mean_dtype(value))
-
-
-def where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None:
-    """Flax's mask counts as bool; weights are real; a masked place has no weight."""
-    if mask is None:
-        return weights
-    mask = jnp.asarray(mask, bool)
-    if weights is None:
-        return mask
-    mask, weights = jnp.broadcast_arrays(mask, weights)
-    return jnp.where(mask, weights, 0)

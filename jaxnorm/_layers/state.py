@@ -1,7 +1,15 @@
-"""What the layers that remember share: the statistics of batch norm, and of weights."""
+"""The statistics that batch norm and its relatives keep, whatever framework stores them.
 
-from collections.abc import Callable, Iterable
-from functools import partial
+A `layer` is as in `calls`, with batch norm's fields, and with
+
+    normalize(x, stats, *, train, decay, **call) -> y, stats
+    initial_stats(features, dtype) -> stats        at the start, of weight 0
+    at_step(value) -> value                        of what may be a schedule
+    schedules                                      the names of the fields that may be one
+
+It stores them by name: `mean`, `var`, and what its options ask for of `weight` and `step`.
+"""
+
 from typing import Any
 
 import jax
@@ -12,12 +20,10 @@ from jax.typing import DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.messages import calling
-from jaxnorm._core import moments as _moments
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
-from jaxnorm._norms import batch as _batch
-from jaxnorm._norms import spectral as _spectral
-from jaxnorm._norms import weights as _weights
+
+STATS = "mean", "var", "weight"
 
 
 def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen: bool) -> tuple[Any, Any]:
@@ -37,68 +43,70 @@ def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen
     return train, train if update_stats is None else bool(update_stats)
 
 
-def remembered(
-    norm: Callable[..., tuple[Array, Any]], kept: dict[str, Array], *, train: Any, updated: Any
+def normalize_and_update(
+    layer: Any,
+    x: Array,
+    parameters: dict[str, Array],
+    stored: dict[str, Array],
+    *,
+    train: Any,
+    updated: Any,
+    **call: Any,
 ) -> tuple[Array, dict[str, Array]]:
     """y, and the statistics to store, shaped as they came in: none where nothing is stored.
 
     Args:
-      norm: `(kept, *, train) -> (y, (mean, var, weight))`.
-      kept: what the layer's options ask for, by name, as it is stored or, if it is not stored yet, at its
-        start.
+      layer, x, parameters: as for `calls.normalize`.
+      stored: the statistics that `names` lists, by name; what is not stored yet, at its start.
       train: whether the batch's statistics normalize, a bool or traced.
       updated: whether the statistics are updated: a bool, or `train`.
+      call: the options of `calls.normalize`, and what else `normalize` takes.
     """
-    y, new = norm(kept, train=train)
+
+    def norm(train: Any) -> tuple[Array, Any]:
+        options = {"decay": layer.at_step(layer.momentum), "feature_axis": layer.axis, **call}
+        if layer.unbiased:
+            options["unbiased"] = True
+        stats = moments(layer, x, stored, train)
+        return layers.normalize(layer, x, parameters, stats, train=train, **options)
+
+    y, new = norm(train)
     if updated is False:
         return y, {}
     if updated is True and train is not True:
-        _, new = norm(kept, train=True)  # in a compiled program its y costs nothing
-    values = dict(zip(("mean", "var", "weight"), new, strict=True))
-    if "weight" in kept and check.traced(updated):
-        values["weight"] = jnp.where(updated, values["weight"].reshape(kept["weight"].shape), kept["weight"])
-    if "step" in kept:
-        values["step"] = kept["step"] + jnp.asarray(updated, jnp.int32)
-    return y, {name: _reshaped(values[name], v.shape) for name, v in kept.items()}
+        _, new = norm(True)  # in a compiled program its y costs nothing
+    values = dict(zip(STATS, new, strict=True))
+    if "weight" in stored and check.traced(updated):
+        values["weight"] = jnp.where(
+            updated, values["weight"].reshape(stored["weight"].shape), stored["weight"]
+        )
+    if "step" in stored:
+        values["step"] = stored["step"] + jnp.asarray(updated, jnp.int32)
+    # an eager reshape is a dispatch
+    return y, {
+        name: value if (value := values[name]).shape == old.shape else value.reshape(old.shape)
+        for name, old in stored.items()
+    }
 
 
-def batch_norm(
-    layer: Any,
-    x: Array,
-    mask: Any,
-    weights: Any,
-    kept: dict[str, Array],
-    *,
-    train: Any,
-    **own: Any,
-) -> tuple[Array, Moments]:
-    return layers.call(
-        _batch.batch_norm,
-        layer,
-        x,
-        mask,
-        weights,
-        stats=moments(layer, x, layer.axis, *widened(layer, kept, train)),
-        train=train,
-        feature_axis=layer.axis,
-        decay=scheduled(layer.momentum, kept),
-        unbiased=layer.unbiased,
-        **own,
-    )
+def moments(layer: Any, x: Array, stored: dict[str, Array], train: Any) -> Moments:
+    """The stored statistics as the state of a function whose features are on these axes of x.
+
+    Where `var` has an axis more than `mean` they are the covariances of groups, and none is reshaped.
+    """
+    mean, var, weight = widened(layer, stored, train)
+    if weight is None:
+        weight = np.ones(mean.shape[: mean.ndim * 2 - var.ndim], var.dtype)  # numpy's: no dispatch
+    if var.ndim > mean.ndim:
+        return Moments(mean, var, weight)
+    shape = layers.feature_shape(layer, x)
+    return Moments(*(layers.per_feature(layer, v, x, shape) for v in (mean, var, weight)))
 
 
-def scheduled(value: Any, kept: dict[str, Array]) -> Any:
-    """What may be a schedule, of the updates counted in `step`."""
-    if not callable(value):
-        return value
-    with layers.promotion():  # a schedule's own arithmetic
-        return value(kept["step"])
-
-
-def widened(layer: Any, kept: dict[str, Array], train: Any) -> tuple[Array, Array, Any]:
+def widened(layer: Any, stored: dict[str, Array], train: Any) -> tuple[Array, Array, Any]:
     """Mean, var and weight, of what is stored, for a call; a weight of None is 1."""
-    mean, var = (v if v.dtype == jnp.float32 else layers.widen(v) for v in (kept["mean"], kept["var"]))
-    weight = kept.get("weight")
+    mean, var = (v if v.dtype == jnp.float32 else layers.widen(v) for v in (stored["mean"], stored["var"]))
+    weight = stored.get("weight")
     if weight is None or train is False:  # evaluation is by the stored mean and var, whatever their weight
         return mean, var, None
     if layer.momentum is not None:
@@ -117,74 +125,59 @@ def _initial(mean: Array, var: Array, axes: int) -> Array:
     return of_mean & of_var
 
 
-def moments(layer: Any, x: Array, axes: layers.Axes, mean: Array, var: Array, weight: Any) -> Moments:
-    """The state of a function whose features are on these axes of x."""
-    if weight is None:
-        weight = np.ones(var.shape, var.dtype)  # numpy's: no dispatch
-    shape = layers.feature_shape(layer, x, axes)
-    values = mean, var, weight
-    return Moments(*(v if v.shape == shape else layers.per_feature(layer, v, x, axes) for v in values))
-
-
-def names(layer: Any, schedules: Iterable[str] = ("momentum",)) -> list[str]:
-    """What a batch norm keeps: Flax's two, and what a debiased or cumulative average or a schedule needs."""
-    kept = ["mean", "var"]
+def names(layer: Any) -> list[str]:
+    """What is stored: Flax's two, and what a debiased or cumulative average or a schedule needs."""
+    stored = ["mean", "var"]
     if layer.debias or layer.momentum is None:
-        kept.append("weight")
-    if any(callable(getattr(layer, name)) for name in schedules):
-        kept.append("step")
-    return kept
+        stored.append("weight")
+    if any(callable(getattr(layer, name)) for name in layer.schedules):
+        stored.append("step")
+    return stored
 
 
-def initial_stats(shape: tuple[int, ...], dtype: DTypeLike) -> dict[str, Array]:
-    """All that a batch norm may keep, at the start."""
-    start = _moments.initial_stats(shape, weight=0.0, dtype=dtype)
-    return {**start._asdict(), "step": jnp.zeros((), jnp.int32)}
+def start(layer: Any, features: layers.Shape, dtype: DTypeLike) -> dict[str, Array]:
+    """All that may be stored, at the start."""
+    stats = layer.initial_stats(features, dtype)
+    return {**dict(zip(STATS, stats, strict=True)), "step": jnp.zeros((), jnp.int32)}
+
+
+def at_step(layer: Any, value: Any, step: Array | None) -> Any:
+    """What may be a schedule, of the updates counted in `step`; None: not counted yet."""
+    if not callable(value):
+        return value
+    if "step" not in names(layer):
+        raise ValueError(
+            f"{type(layer).__name__}: a schedule needs the number of updates, which is not counted; name the "
+            f"field that holds it in `schedules`, now {layer.schedules}."
+        )
+    with layers.promotion():  # a schedule's own arithmetic
+        return value(jnp.zeros((), jnp.int32) if step is None else step)
+
+
+def count(layer: Any, field: str) -> int:
+    """A field that says how many there are."""
+    name, remedy = type(layer).__name__, "choose 1 or more"
+    return check.integer(name, field, getattr(layer, field), least=1, remedy=remedy)
+
+
+def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
+    """The dtype of linen's statistics at the start: Flax's, which does not depend on x, or float32 if wider.
+
+    Args:
+      layer: of linen.
+      x: what is normalized; the mean of complex numbers is complex.
+      dtype: of y.
+    """
+    least = jnp.float32 if layer.force_float32_reductions else layer.param_dtype
+    return layers.mean_dtype(least, x.dtype, dtype)
+
+
+def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
+    """What `freeze` says where its filter chooses nothing that keeps statistics."""
+    there = ", ".join(name or "the model itself" for name in found) or "none that keeps statistics"
+    return f"{function}: filter={filter!r} chooses no batch norm; there is: {there}."
 
 
 def mark(var: Any) -> Any:
     """What says that statistics are frozen: an array like them, which nn.vmap and nn.scan split alike."""
     return jax.tree.map(lambda v: jnp.ones_like(v, bool), var)
-
-
-def weight_norm(layer: Any, v: Array, scale: Array | None) -> Array:
-    dtype = layers.result_dtype(layer, v, scale)
-    options = {"feature_axis": layer.feature_axes, "epsilon": layer.epsilon, "select": _every}
-    with calling(type(layer).__name__, layers.words(layer)):
-        return _weights.weight_norm(v, scale=scale, dtype=dtype, **options)
-
-
-def weight_scale(layer: Any, v: Array, key: Array | None) -> Array:
-    """The scale at the start: Flax's, or the length of v, with which v stays as it is."""
-    lengths = partial(_weights.weight_lengths, v, feature_axis=layer.feature_axes, select=_every)
-    if layer.scale_from_weights:
-        return lengths().astype(layer.param_dtype)
-    return layer.scale_init(key, jax.eval_shape(lengths).shape, layer.param_dtype)
-
-
-def spectral_norm(layer: Any, v: Array, u: Array, sigma: Array) -> tuple[Array, dict[str, Array]]:
-    dtype = layers.result_dtype(layer, v, u)
-    options = {"n_steps": layer.n_steps, "epsilon": layer.epsilon, "dtype": dtype}
-    with calling(type(layer).__name__):
-        w, stats = _spectral.spectral_norm(v, _spectral.SpectralStats(u, sigma), **options)
-    return w, stats._asdict()
-
-
-def is_matrix(layer: Any, v: Array) -> bool:
-    """Whether spectral norm is defined on a parameter; Flax takes one of more axes for a matrix, too."""
-    if v.ndim <= 1 or layer.n_steps < 1:
-        return False
-    if v.ndim > 2 and layer.error_on_non_matrix:
-        raise ValueError(
-            f"SpectralNorm: Input is {v.ndim}D but error_on_non_matrix is True; wrap a layer whose kernel is "
-            "a matrix, or leave error_on_non_matrix out to flatten the leading axes."
-        )
-    return True
-
-
-def _reshaped(value: Array, shape: tuple[int, ...]) -> Array:
-    return value if value.shape == shape else value.reshape(shape)  # an eager reshape is a dispatch
-
-
-def _every(*_: Any) -> bool:
-    return True

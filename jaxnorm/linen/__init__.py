@@ -8,8 +8,9 @@ computation is that of `jaxnorm`. Statistics are always accurate and in float32 
 `mask`, read as bool, real `weights >= 0` of the same meaning, and a `scale` and a `bias` that come before the
 layer's own, for conditional norms. Initialization updates no statistics and meets no other device.
 
-Layers that Flax lacks are those functions of `jaxnorm` that have parameters or a state. What remembers is a
-batch norm, with all its options and modes; what a call is conditioned on comes right after x.
+Layers that Flax lacks are those functions of `jaxnorm` that have parameters or a state. Those that keep
+statistics are subclasses of `BatchNorm`, with all its options and modes; what a call is conditioned on comes
+right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 """

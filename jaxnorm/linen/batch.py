@@ -1,18 +1,19 @@
-"""Linen's batch norm."""
+"""Linen's batch norm, the base of all norms that keep statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from flax.errors import FlaxError, ModifyScopeVariableError
 from jax import Array
+from jax.typing import DTypeLike
 
-from jaxnorm._base.messages import Named
+import jaxnorm
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
-from jaxnorm.linen.parameters import own_parameters
+from jaxnorm._layers.calls import Shape
+from jaxnorm.linen.parameters import Layer, parameters
 
 _STATS = "batch_stats"
 _MODE = (
@@ -29,7 +30,7 @@ _MUTABLE = (
 )
 
 
-class BatchNorm(Named, nn.BatchNorm):
+class BatchNorm(Layer, nn.BatchNorm):
     """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
 
     The collection `batch_stats` holds `mean` and `var`, one value a feature: moving averages with weight
@@ -60,11 +61,37 @@ class BatchNorm(Named, nn.BatchNorm):
     >>> y, state = norm.apply(variables, x, use_running_average=False, mutable="batch_stats")
     >>> y.tolist(), state["batch_stats"]["mean"].tolist()
     ([[-1.0], [1.0]], [1.0])
+
+    A norm of your own that keeps statistics is a subclass, with its options as fields and a `normalize`: it
+    returns y and the new statistics, a `Moments` like `stats`. `call` holds what `jaxnorm.batch_norm` takes:
+    `train`, `decay`, `scale`, `bias`, `where`, `feature_axis`, `epsilon`, `dtype` and, where they are set,
+    `axis_name`, `axis_index_groups` and `unbiased`. Storage, modes, masks, freezing and checkpoints are those
+    of `BatchNorm`. More parameters: `shapes` adds them, each is initialized by the field `<name>_init`, and
+    `call` holds them, too. A field that may be a schedule: name it in `schedules` and read it with
+    `self.at_step(self.name)`. Other statistics than mean and var: `initial_stats`.
+
+    >>> import jaxnorm
+    >>> class StreamNorm(jn.BatchNorm):
+    ...     '''By the running average with this batch in it, and never beyond `limit` deviations.'''
+    ...
+    ...     limit: float = 3.0
+    ...
+    ...     def normalize(self, x, stats, *, train, **call):
+    ...         _, stats = jaxnorm.batch_norm(x, stats, train=train, **call)
+    ...         y, _ = jaxnorm.batch_norm(x, stats, train=False, **call)
+    ...         return jnp.clip(y, -self.limit, self.limit), stats
+    >>> norm = StreamNorm(limit=1.0, debias=True, use_running_average=False)
+    >>> variables = norm.init(jax.random.key(0), x)
+    >>> y, updates = norm.apply(variables, x, mask=x < 3, mutable="batch_stats")
+    >>> print(y.ravel(), updates["batch_stats"]["mean"])
+    [0. 1.] [1.]
     """
 
     update_stats: bool | None = None
     debias: bool = False
     unbiased: bool = False
+
+    schedules: ClassVar[tuple[str, ...]] = ("momentum",)
 
     @nn.compact
     def __call__(
@@ -78,50 +105,57 @@ class BatchNorm(Named, nn.BatchNorm):
         bias: Array | None = None,
         update_stats: bool | None = None,
     ) -> Array:
-        own = own_parameters(self, x, self.axis, scale=scale, bias=bias)
-        norm = partial(state.batch_norm, self, x, mask, weights, **own)
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
-        def initial() -> dict[str, Array]:
-            shape = layers.feature_shape(self, x, self.axis)
-            return state.initial_stats(shape, layers.stats_dtype(self, x, own["dtype"]))
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        """y and the new statistics: what a subclass changes."""
+        return jaxnorm.batch_norm(x, stats, **call)
 
-        return remembered(self, norm, state.names(self), initial, use_running_average, update_stats)
+    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
+        """The statistics before training, of weight 0: mean, var and weight."""
+        return jaxnorm.initial_stats(features, weight=0.0, dtype=dtype)
 
+    def at_step(self, value: Any) -> Any:
+        """The value of a field that may be a schedule, of the updates counted in `step`."""
+        return state.at_step(self, value, self.get_variable(_STATS, "step"))
 
-def remembered(
-    layer: Any,
-    norm: Callable[..., tuple[Array, Any]],
-    names: list[str],
-    initial: Callable[[], dict[str, Array]],
-    use_running_average: bool | None,
-    update_stats: bool | None,
-) -> Array:
-    """y by `norm`, of the statistics that the collection holds by these names, and keeps updated."""
-    with _advice(ValueError, _MODE):
-        use_running_average = nn.merge_param(
-            "use_running_average", layer.use_running_average, use_running_average
-        )
+    def normalize_and_update(
+        self, x: Array, use_running_average: bool | None, update_stats: bool | None, **call: Any
+    ) -> Array:
+        """y by `normalize`, and the collection's statistics updated: what a call of a subclass returns.
 
-    def start(name: str) -> Array:
-        return initial()[name]
+        Args:
+          x, use_running_average, update_stats: of the call.
+          call: `mask`, `weights`, `scale` and `bias` of the call, and what else `normalize` takes.
+        """
+        with _advice(ValueError, _MODE):
+            use_running_average = nn.merge_param(
+                "use_running_average", self.use_running_average, use_running_average
+            )
+        initializing, values = self.is_initializing(), parameters(self, x)
+        names = state.names(self)
 
-    # A mean or var that is missing is an error, as in Flax. All else is created by the first training call.
-    there = {"mean", "var", *(n for n in names if layer.is_initializing() or layer.has_variable(_STATS, n))}
-    with _advice(FlaxError, _COLLECTION):
-        kept = {name: layer.variable(_STATS, name, start, name) for name in names if name in there}
-    stats = {name: kept[name].value if name in kept else start(name) for name in names}
-    frozen = layer.has_variable(_STATS, "frozen")
-    train, updated = state.mode(layer, use_running_average, update_stats, frozen)
-    if layer.is_initializing():
-        updated = False
-    y, new = state.remembered(norm, stats, train=train, updated=updated)
-    with _advice(ModifyScopeVariableError, _MUTABLE):
-        for name, value in new.items():
-            if name in kept:
-                kept[name].value = value
-            else:
-                layer.put_variable(_STATS, name, value)
-    return y
+        def start(name: str) -> Array:
+            dtype = state.start_dtype(self, x, layers.result_dtype(self, x, *values.values()))
+            return state.start(self, layers.feature_shape(self, x), dtype)[name]
+
+        # A mean or var that is missing is an error, as in Flax; the first training call creates all else.
+        there = {"mean", "var", *(n for n in names if initializing or self.has_variable(_STATS, n))}
+        with _advice(FlaxError, _COLLECTION):
+            kept = {name: self.variable(_STATS, name, start, name) for name in names if name in there}
+        stats = {name: kept[name].value if name in kept else start(name) for name in names}
+        frozen = self.has_variable(_STATS, "frozen")
+        train, updated = state.mode(self, use_running_average, update_stats, frozen)
+        modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
+        y, new = state.normalize_and_update(self, x, values, stats, **modes, **call)
+        with _advice(ModifyScopeVariableError, _MUTABLE):
+            for name, value in new.items():
+                if name in kept:
+                    kept[name].value = value
+                else:
+                    self.put_variable(_STATS, name, value)
+        return y
 
 
 @contextmanager

@@ -1,46 +1,44 @@
-"""Linen layers that own what makes their scale and bias of a condition."""
+"""Linen layers whose scale and bias come from a condition."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 from flax import linen as nn
 from jax import Array
+from jax.nn import initializers
 
+import jaxnorm
 from jaxnorm._layers import calls as layers
-from jaxnorm._layers import family as family
-from jaxnorm._layers import family_state as state
-from jaxnorm._layers import parts as parts
-from jaxnorm.linen.family import own_parameters
-from jaxnorm.linen.family_batch import Remembering, remembering
+from jaxnorm._layers import conditional as conditional
+from jaxnorm._layers import state as state
+from jaxnorm._layers.calls import Initializer, Shape
+from jaxnorm.linen.batch import BatchNorm
+from jaxnorm.linen.parameters import Measured, Norm, normalized
 
 
-def _projected(layer: Any, x: Array, condition: Array) -> dict[str, Any]:
-    (size,) = layers.feature_shape(layer, x, layer.features)
-    dense = nn.Dense(
-        layer.width(size),
-        dtype=layer.dtype,
-        param_dtype=layer.param_dtype,
-        kernel_init=layer.kernel_init,
-        name="projection",
-    )
-    return own_parameters(layer, x, **layer.split(dense(layer.activated(condition))))
+class _Projected(Norm):
+    """Its `parts` are a projection of the condition."""
+
+    kernel_init: Initializer = initializers.lecun_normal()
+
+    parts: ClassVar[tuple[str, ...]] = ("scale", "bias")
+
+    def _projected(self, x: Array, condition: Array) -> dict[str, Array]:
+        (size,) = layers.feature_shape(self, x)
+        dense = nn.Dense(
+            conditional.width(self.parts, size),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            name="projection",
+        )
+        return conditional.split(dense(condition), self.parts)
 
 
-class _Conditional(parts.Projected, nn.Module):
-    @nn.compact
-    def __call__(self, x: Array, condition: Array) -> Array:
-        return self.normalize(x, **_projected(self, x, condition))
-
-
-class _Adaptive(parts.Projected, parts.Measured, nn.Module):
-    @nn.compact
-    def __call__(
-        self, x: Array, condition: Array, *, mask: Array | None = None, weights: Array | None = None
-    ) -> Any:
-        return self.normalize(x, mask, weights, **_projected(self, x, condition))
-
-
-class FiLM(family.FiLM, _Conditional):
+class FiLM(_Projected):
     """FiLM: y = x * (1 + scale) + bias, where a condition, called beside x, gives both.
 
     (scale, bias) are a linear `projection` of the condition, [batch, any].
@@ -55,8 +53,15 @@ class FiLM(family.FiLM, _Conditional):
     [[0. 0.]]
     """
 
+    @nn.compact
+    def __call__(self, x: Array, condition: Array) -> Array:
+        return normalized(self, x, **self._projected(x, condition))
 
-class AdaLayerNorm(family.AdaLayerNorm, _Adaptive):
+    def normalize(self, x: Array, *, scale: Array, **call: Any) -> Array:
+        return jaxnorm.film(x, conditional.one_more(scale), feature_axis=self.feature_axes, **call)
+
+
+class AdaLayerNorm(_Projected, Measured):
     """Adaptive layer norm (AdaLN): y = layer_norm(x) * (1 + scale) + bias, by a condition beside x.
 
     (scale, bias) are a linear `projection` of silu(condition), which is [batch, any], or has x's axes. It
@@ -72,8 +77,21 @@ class AdaLayerNorm(family.AdaLayerNorm, _Adaptive):
     [[-1.  1.]]
     """
 
+    kernel_init: Initializer = initializers.zeros
+    activation: Callable[[Array], Array] = jax.nn.silu
 
-class AdaLayerNormZero(family.AdaLayerNormZero, _Adaptive):
+    @nn.compact
+    def __call__(
+        self, x: Array, condition: Array, *, mask: Array | None = None, weights: Array | None = None
+    ) -> Any:
+        parts = self._projected(x, self.activation(condition))
+        return normalized(self, x, mask=mask, weights=weights, **parts)
+
+    def normalize(self, x: Array, **call: Any) -> Any:
+        return jaxnorm.adaptive_layer_norm(x, axis=self.feature_axes, **call)
+
+
+class AdaLayerNormZero(AdaLayerNorm):
     """AdaLN-zero: adaptive layer norm, and a gate that starts at 0, of one condition.
 
     (scale, bias, gate) are a linear `projection` of silu(condition), which starts at 0. The call returns y
@@ -89,8 +107,14 @@ class AdaLayerNormZero(family.AdaLayerNormZero, _Adaptive):
     [[-1.  1.]] [[0. 0.]]
     """
 
+    parts = ("scale", "bias", "gate")
 
-class ConditionalBatchNorm(state.ConditionalBatchNorm, Remembering):
+    def normalize(self, x: Array, *, gate: Array, **call: Any) -> tuple[Array, Array]:
+        y = super().normalize(x, **call)
+        return y, conditional.beside(y, gate)
+
+
+class ConditionalBatchNorm(BatchNorm):
     """Conditional batch norm: a scale and a bias for each of `num_classes`, by the labels beside x.
 
     The statistics are those of the whole batch. All else is as in `BatchNorm`.
@@ -107,8 +131,32 @@ class ConditionalBatchNorm(state.ConditionalBatchNorm, Remembering):
     [-1.  1.] [1.]
     """
 
+    num_classes: int = field(kw_only=True)
 
-class SPADE(state.SPADE, Remembering):
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        labels: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias, "labels": labels}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return super().shapes((state.count(self, "num_classes"), *features))
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.conditional_batch_norm(x, stats, **call)
+
+
+class SPADE(BatchNorm):
     """SPADE: batch norm without parameters, y * (1 + scale) + bias by maps made of a segmentation.
 
     It is called with x, channels last, and a segmentation, [batch, ..., classes], brought to x's size by
@@ -127,10 +175,34 @@ class SPADE(state.SPADE, Remembering):
     [-1.  1.] [1.]
     """
 
+    use_bias: bool = False
+    use_scale: bool = False
+    hidden: int = 128
+    kernel_size: Sequence[int] = (3, 3)
+    kernel_init: Initializer = initializers.lecun_normal()
+    activation: Callable[[Array], Array] = jax.nn.relu
+
     @nn.compact
-    def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
-        conditions, options = self.called(*args, **options)
-        (size,) = layers.feature_shape(self, x, self.features)
+    def __call__(
+        self,
+        x: Array,
+        segmentation: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        maps = self._maps(x, segmentation)
+        brought = {name: v for name, v in {"scale": scale, "bias": bias}.items() if v is not None}
+        call = {"mask": mask, "weights": weights, **maps, **brought}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def _maps(self, x: Array, segmentation: Array) -> dict[str, Array]:
+        """The scale and the bias at every place of x, by two convolutions."""
+        (size,) = layers.feature_shape(self, x)
         conv = partial(
             nn.Conv,
             kernel_size=self.kernel_size,
@@ -138,6 +210,10 @@ class SPADE(state.SPADE, Remembering):
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
         )
-        hidden = self.activation(conv(self.hidden, name="shared")(self.resized(x, **conditions)))
-        maps = self.split(conv(self.width(size), name="projection")(hidden))
-        return remembering(self, x, {}, **{**maps, **options})
+        hidden = conv(self.hidden, name="shared")(conditional.resized(segmentation, x))
+        parts = "scale", "bias"
+        projection = conv(conditional.width(parts, size), name="projection")
+        return conditional.split(projection(self.activation(hidden)), parts)
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.spade(x, stats, **call)

@@ -1,50 +1,20 @@
-"""Linen layers of the family that remember: batch norm's relatives."""
+"""Linen layers that Flax lacks and that keep statistics: batch norm's relatives."""
 
-from functools import partial
+from dataclasses import field
 from typing import Any
 
 from flax import linen as nn
 from jax import Array
+from jax.nn import initializers
+from jax.typing import DTypeLike
 
-from jaxnorm._layers import calls as layers
-from jaxnorm._layers import family_state as family
+import jaxnorm
 from jaxnorm._layers import state as state
-from jaxnorm.linen.batch import BatchNorm, remembered
-from jaxnorm.linen.family import own_parameters
+from jaxnorm._layers.calls import Initializer, Schedule, Shape
+from jaxnorm.linen.batch import BatchNorm
 
 
-def remembering(
-    layer: Any,
-    x: Array,
-    conditions: dict[str, Any],
-    use_running_average: bool | None = None,
-    *,
-    mask: Array | None = None,
-    weights: Array | None = None,
-    scale: Array | None = None,
-    bias: Array | None = None,
-    update_stats: bool | None = None,
-) -> Array:
-    """The call of a layer, as `BatchNorm` has it, under conditions."""
-    own = own_parameters(layer, x, scale=scale, bias=bias)
-    norm = partial(layer.remember, x, mask, weights, **own, **conditions)
-
-    def initial() -> dict[str, Array]:
-        shape = layers.feature_shape(layer, x, layer.features)
-        return layer.initial(shape, layers.stats_dtype(layer, x, own["dtype"]))
-
-    names = state.names(layer, layer.scheduled)
-    return remembered(layer, norm, names, initial, use_running_average, update_stats)
-
-
-class Remembering(family.Remembering, BatchNorm):
-    @nn.compact
-    def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
-        conditions, options = self.called(*args, **options)
-        return remembering(self, x, conditions, **options)
-
-
-class BatchRenorm(family.BatchRenorm, Remembering):
+class BatchRenorm(BatchNorm):
     """Batch renorm: batch norm whose training agrees with its evaluation, in small batches too.
 
     y = ((x - mean) / sigma * r + d) * scale + bias, where r and d, limited by `r_max` and `d_max`, lead from
@@ -63,8 +33,17 @@ class BatchRenorm(family.BatchRenorm, Remembering):
     [1. 3.] [1.]
     """
 
+    r_max: float | Schedule = 3.0
+    d_max: float | Schedule = 5.0
 
-class GhostBatchNorm(family.GhostBatchNorm, Remembering):
+    schedules = ("momentum", "r_max", "d_max")
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        r_max, d_max = self.at_step(self.r_max), self.at_step(self.d_max)
+        return jaxnorm.batch_renorm(x, stats, r_max=r_max, d_max=d_max, **call)
+
+
+class GhostBatchNorm(BatchNorm):
     """Ghost batch norm: each of `num_ghosts` contiguous parts of the batch by its own statistics.
 
     The stored ones are those of the whole batch. All else is as in `BatchNorm`.
@@ -81,8 +60,36 @@ class GhostBatchNorm(family.GhostBatchNorm, Remembering):
     [-1.  1. -1.  1.] [5.5]
     """
 
+    num_ghosts: int = field(kw_only=True)
 
-class DomainBatchNorm(family.DomainBatchNorm, Remembering):
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.ghost_batch_norm(x, stats, num_ghosts=self.num_ghosts, **call)
+
+
+class _Bank(BatchNorm):
+    """One state for every index."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        index: int | Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias, "index": index}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.bank_norm(x, stats, **call)
+
+
+class DomainBatchNorm(_Bank):
     """Batch norm with statistics for each of `num_domains`, and one scale and bias for all.
 
     It is called with x, of one domain, and the domain, an integer, also traced; the others' statistics stay
@@ -100,8 +107,13 @@ class DomainBatchNorm(family.DomainBatchNorm, Remembering):
     [-1.  1.] [0.  2.5 0. ]
     """
 
+    num_domains: int = field(kw_only=True)
 
-class RecurrentBatchNorm(family.RecurrentBatchNorm, Remembering):
+    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
+        return super().initial_stats((state.count(self, "num_domains"), *features), dtype)
+
+
+class RecurrentBatchNorm(_Bank):
     """Recurrent batch norm: statistics for each of `max_length` time steps, and one scale and bias.
 
     It is called with x, of one time step, and the time, an integer, also traced; later steps share the last
@@ -120,8 +132,14 @@ class RecurrentBatchNorm(family.RecurrentBatchNorm, Remembering):
     [-0.1  0.1] [0.  2.5 0. ]
     """
 
+    max_length: int = field(kw_only=True)
+    scale_init: Initializer = initializers.constant(0.1)
 
-class EvoNormB0(family.EvoNormB0, Remembering):
+    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
+        return super().initial_stats((state.count(self, "max_length"), *features), dtype)
+
+
+class EvoNormB0(BatchNorm):
     """EvoNorm B0: y = x / max(sigma, slope * x + sigma') * scale + bias, its own activation.
 
     sigma is the batch's deviation, or the stored one, sigma' the instance's. All else is as in `BatchNorm`.
@@ -138,8 +156,16 @@ class EvoNormB0(family.EvoNormB0, Remembering):
     [ 0.632  0.8   -0.632 -1.265] [0.]
     """
 
+    slope_init: Initializer = initializers.ones
 
-class SwitchableNorm(family.SwitchableNorm, Remembering):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"slope": features, **super().shapes(features)}
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.evonorm_b0(x, stats, **call)
+
+
+class SwitchableNorm(BatchNorm):
     """Switchable norm: a learned mixture of the moments of instance, layer and batch norm.
 
     Its shares are the softmaxes of `mean_logits` and `var_logits`, three numbers each. All else is as in
@@ -157,8 +183,17 @@ class SwitchableNorm(family.SwitchableNorm, Remembering):
     [-1.091, 0.218, -0.218, 1.091] [2.]
     """
 
+    mean_logits_init: Initializer = initializers.ones
+    var_logits_init: Initializer = initializers.ones
 
-class InputNorm(family.InputNorm, Remembering):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"mean_logits": (3,), "var_logits": (3,), **super().shapes(features)}
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.switchable_norm(x, stats, **call)
+
+
+class InputNorm(BatchNorm):
     """Running input norm: observations by the moments of all that were seen, y within +-`clip`.
 
     The statistics are the exact ones of all batches together, with `momentum` a moving average; training
@@ -176,8 +211,17 @@ class InputNorm(family.InputNorm, Remembering):
     [-1.  1.] [2.]
     """
 
+    momentum: Any = None
+    epsilon: float = 1e-8
+    use_bias: bool = False
+    use_scale: bool = False
+    clip: float | None = None
 
-class DecorrelatedBatchNorm(family.DecorrelatedBatchNorm, Remembering):
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.input_norm(x, stats, clip=self.clip, **call)
+
+
+class DecorrelatedBatchNorm(BatchNorm):
     """Decorrelated batch norm: y = (cov + epsilon * 1)^(-1/2) (x - mean) * scale + bias.
 
     The features of each group of `group_size`, by default all, are uncorrelated and of variance 1; `var`
@@ -195,8 +239,19 @@ class DecorrelatedBatchNorm(family.DecorrelatedBatchNorm, Remembering):
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
+    group_size: int | None = None
+    iterations: int | None = None
 
-class IterNorm(family.IterNorm, Remembering):
+    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
+        (size,) = features
+        return jaxnorm.initial_covariance(size, group_size=self.group_size, weight=0.0, dtype=dtype)
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        state = jaxnorm.Covariance(*stats)
+        return jaxnorm.decorrelated_batch_norm(x, state, iterations=self.iterations, **call)
+
+
+class IterNorm(DecorrelatedBatchNorm):
     """IterNorm: decorrelated batch norm, whose root is taken by `iterations` of Newton's method.
 
     Matrix products alone; the fewer they are, the less y is whitened. All else is as in `BatchNorm`.
@@ -212,3 +267,5 @@ class IterNorm(family.IterNorm, Remembering):
     >>> print(jnp.abs(y.T @ y / 4).round(2).tolist())
     [[1.0, 0.0], [0.0, 1.0]]
     """
+
+    iterations: int | None = 5

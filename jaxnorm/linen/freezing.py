@@ -7,7 +7,6 @@ import jax
 from flax import nnx
 from flax.core import FrozenDict
 
-from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
 from jaxnorm.linen.frozen import FrozenStats
 
@@ -16,17 +15,8 @@ Path = tuple[str, ...]
 
 # The parameters of norms, by which they are known: linen's variables do not name their modules' classes.
 _OWN = {
-    "scale",
-    "bias",
-    "alpha",
-    "shift",
-    "slope",
-    "threshold",
-    "learned_epsilon",
-    "mean_logits",
-    "var_logits",
-    "query_scale",
-    "key_scale",
+    *("scale", "bias", "alpha", "shift", "slope", "threshold", "learned_epsilon"),
+    *("mean_logits", "var_logits", "query_scale", "key_scale"),
 }
 
 
@@ -149,6 +139,6 @@ def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], 
 
     stats = walk((), variables.get("batch_stats", {}))
     if not changed:
-        raise ValueError(layers.nothing_chosen(function, filter, found))
+        raise ValueError(state.nothing_chosen(function, filter, found))
     whole = {**variables, "batch_stats": stats}
     return FrozenDict(whole) if isinstance(variables, FrozenDict) else whole

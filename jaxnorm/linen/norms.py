@@ -1,14 +1,32 @@
-"""Linen layers that normalize every sample by itself."""
+"""Linen layers of Flax that normalize every sample by itself."""
+
+from typing import Any
 
 from flax import linen as nn
 from jax import Array
 
-from jaxnorm._base.messages import Named
+import jaxnorm
 from jaxnorm._layers import calls as layers
-from jaxnorm.linen.parameters import own_parameters
+from jaxnorm.linen.parameters import Layer, normalized
 
 
-class LayerNorm(Named, nn.LayerNorm):
+class _Norm(Layer):
+    """The call of all of them."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        return normalized(self, x, mask=mask, weights=weights, scale=scale, bias=bias)
+
+
+class LayerNorm(_Norm, nn.LayerNorm):
     """Layer norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over `reduction_axes`.
 
     Scale and bias have one value for each place of `feature_axes`, which may be other axes.
@@ -26,22 +44,11 @@ class LayerNorm(Named, nn.LayerNorm):
 
     zero_centered_scale: bool = False
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        return layers.layer_norm(
-            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
-        )
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.layer_norm(x, **layers.rows(self), **call)
 
 
-class RMSNorm(Named, nn.RMSNorm):
+class RMSNorm(_Norm, nn.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
     With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
@@ -57,22 +64,11 @@ class RMSNorm(Named, nn.RMSNorm):
 
     zero_centered_scale: bool = False
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        return layers.rms_norm(
-            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
-        )
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.rms_norm(x, **layers.rows(self), **call)
 
 
-class GroupNorm(Named, nn.GroupNorm):
+class GroupNorm(_Norm, nn.GroupNorm):
     """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
 
     Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
@@ -89,23 +85,13 @@ class GroupNorm(Named, nn.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        groups = {"num_groups": self.num_groups, "group_size": self.group_size}
-        return layers.group_norm(
-            self, x, mask, weights, **groups, **own_parameters(self, x, -1, scale=scale, bias=bias)
-        )
+    def normalize(self, x: Array, **call: Any) -> Array:
+        layers.check_reduced(self, x)
+        num_groups, _ = layers.groups("GroupNorm", x.shape[-1], self.num_groups, self.group_size)
+        return jaxnorm.group_norm(x, num_groups, reduction_axes=self.reduction_axes, **call)
 
 
-class InstanceNorm(Named, nn.InstanceNorm):
+class InstanceNorm(_Norm, nn.InstanceNorm):
     """Instance norm: each sample and channel has its own mean and variance.
 
     They are taken over all axes but 0 and `feature_axes`.
@@ -120,16 +106,5 @@ class InstanceNorm(Named, nn.InstanceNorm):
     [-1.  1. -1.  1.]
     """
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        return layers.instance_norm(
-            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
-        )
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.instance_norm(x, feature_axis=self.feature_axes, **call)

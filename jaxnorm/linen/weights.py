@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxnorm._base.messages import Named
-from jaxnorm._layers import state as state
+from jaxnorm._layers import weights as shared
 
 
 class WeightNorm(Named, nn.WeightNorm):
@@ -39,8 +39,8 @@ class WeightNorm(Named, nn.WeightNorm):
                 return v
             scale = None
             if self.use_scale:
-                scale = self.param(f"{name}/scale", lambda key: state.weight_scale(self, v, key))
-            return state.weight_norm(self, v, scale)
+                scale = self.param(f"{name}/scale", lambda key: shared.weight_scale(self, v, key))
+            return shared.weight_norm(self, v, scale)
 
         return _with_weights(self, normalized)(self.layer_instance, *args, **kwargs)
 
@@ -69,7 +69,7 @@ class SpectralNorm(Named, nn.SpectralNorm):
     @nn.compact
     def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
         def normalized(name: str, v: Array) -> Array:
-            if not state.is_matrix(self, v):
+            if not shared.is_matrix(self, v):
                 return v
             known = self.has_variable(self.collection_name, f"{name}/u")
             key: Any = None if known else self.make_rng("params")
@@ -79,7 +79,7 @@ class SpectralNorm(Named, nn.SpectralNorm):
                 "sigma": lambda: nn.initializers.ones(key, (), self.param_dtype),
             }
             kept = {k: self.variable(self.collection_name, f"{name}/{k}", f) for k, f in starts.items()}
-            w, new = state.spectral_norm(self, v, **{k: variable.value for k, variable in kept.items()})
+            w, new = shared.spectral_norm(self, v, **{k: variable.value for k, variable in kept.items()})
             for k, value in new.items() if update_stats else ():
                 kept[k].value = value
             return w

@@ -9,8 +9,9 @@ y, as in Flax; x itself is read as it is, without a cast. Every call takes Flax'
 `weights >= 0` of the same meaning, and a `scale` and a `bias` that come before the layer's own, for
 conditional norms. With several feature axes, `num_features` is the product of their sizes.
 
-Layers that Flax lacks are those functions of `jaxnorm` that have parameters or a state. What remembers is a
-batch norm, with all its options and modes; what a call is conditioned on comes right after x.
+Layers that Flax lacks are those functions of `jaxnorm` that have parameters or a state. Those that keep
+statistics are subclasses of `BatchNorm`, with all its options and modes; what a call is conditioned on comes
+right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.

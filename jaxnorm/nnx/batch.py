@@ -1,22 +1,33 @@
-"""Nnx's batch norm."""
+"""Nnx's batch norm, the base of all norms that keep statistics."""
 
 import inspect
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any
+from dataclasses import InitVar
+from functools import wraps
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.typing import PromoteDtypeFn
 from jax import Array
+from jax.nn import initializers
+from jax.typing import DTypeLike
 
+import jaxnorm
 from jaxnorm._base.compilation import compiled_method
-from jaxnorm._base.messages import Named
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
-from jaxnorm.nnx.parameters import own_parameters
+from jaxnorm._layers.calls import Initializer, Shape
+from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, parameters, promoted
 
 # Of a frozen layer: a variable, whatever its value, so that it is part of the layer's state.
 MARK = "frozen_mark"
+
+
+def is_frozen(layer: Any) -> bool:
+    """Whether the layer has the mark of `freeze`."""
+    return hasattr(layer, MARK)
 
 
 def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
@@ -35,7 +46,7 @@ def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
     return giving_back
 
 
-class BatchNorm(Named, nnx.BatchNorm):
+class BatchNorm(Layer, nnx.BatchNorm):
     """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
 
     The `nnx.BatchStat`s `mean` and `var` are moving averages with weight `momentum` on the old value. An
@@ -68,20 +79,60 @@ class BatchNorm(Named, nnx.BatchNorm):
     >>> norm.eval()
     >>> norm(jnp.asarray([[1.0]])).tolist()
     [[0.0]]
+
+    A norm of your own that keeps statistics is a subclass, with its options as fields and a `normalize`: it
+    returns y and the new statistics, a `Moments` like `stats`. `call` holds what `jaxnorm.batch_norm` takes:
+    `train`, `decay`, `scale`, `bias`, `where`, `feature_axis`, `epsilon`, `dtype` and, where they are set,
+    `axis_name`, `axis_index_groups` and `unbiased`. Storage, modes, masks, freezing and checkpoints are those
+    of `BatchNorm`. More parameters: `shapes` adds them, each is initialized by the field `<name>_init`, and
+    `call` holds them, too. A field that may be a schedule: name it in `schedules` and read it with
+    `self.at_step(self.name)`. Other statistics than mean and var: `initial_stats`.
+
+    >>> import jaxnorm
+    >>> class StreamNorm(jn.BatchNorm):
+    ...     '''By the running average with this batch in it, and never beyond `limit` deviations.'''
+    ...
+    ...     limit: float = 3.0
+    ...
+    ...     def normalize(self, x, stats, *, train, **call):
+    ...         _, stats = jaxnorm.batch_norm(x, stats, train=train, **call)
+    ...         y, _ = jaxnorm.batch_norm(x, stats, train=False, **call)
+    ...         return jnp.clip(y, -self.limit, self.limit), stats
+    >>> norm = StreamNorm(1, limit=1.0, debias=True, rngs=nnx.Rngs(0))
+    >>> x = jnp.asarray([[1.0], [3.0]])
+    >>> y = norm(x, mask=x < 3)
+    >>> print(y.ravel(), norm.mean[...])
+    [0. 1.] [1.]
     """
 
-    @layers.extends(nnx.BatchNorm.__init__)
-    def __init__(
-        self,
-        *args: Any,
-        update_stats: bool | None = None,
-        debias: bool = False,
-        unbiased: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
-        self.update_stats, self.debias, self.unbiased = update_stats, debias, unbiased
-        keep(self, state.names(self), partial(BatchNorm.initial, self))
+    use_running_average: bool | None = False
+    axis: int = -1
+    momentum: Any = 0.99
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = initializers.zeros
+    scale_init: Initializer = initializers.ones
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    promote_dtype: PromoteDtypeFn = promote_dtype
+    rngs: InitVar[nnx.Rngs]
+    bias_metadata: InitVar[Metadata] = NO_METADATA
+    scale_metadata: InitVar[Metadata] = NO_METADATA
+    update_stats: bool | None = None
+    debias: bool = False
+    unbiased: bool = False
+
+    schedules: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    def __post_init__(self, *variables: Any) -> None:
+        super().__post_init__(*variables)
+        values = self._start()
+        for name in state.names(self):
+            setattr(self, name, nnx.BatchStat(values[name]))
 
     def __call__(
         self,
@@ -94,40 +145,68 @@ class BatchNorm(Named, nnx.BatchNorm):
         bias: Array | None = None,
         update_stats: bool | None = None,
     ) -> Array:
-        return remembered(
-            self,
-            x,
-            use_running_average=use_running_average,
-            update_stats=update_stats,
-            mask=mask,
-            weights=weights,
-            scale=scale,
-            bias=bias,
-        )
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        """y and the new statistics: what a subclass changes."""
+        return jaxnorm.batch_norm(x, stats, **call)
+
+    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
+        """The statistics before training, of weight 0: mean, var and weight."""
+        return jaxnorm.initial_stats(features, weight=0.0, dtype=dtype)
+
+    def at_step(self, value: Any) -> Any:
+        """The value of a field that may be a schedule, of the updates counted in `step`."""
+        return state.at_step(self, value, self.step[...] if hasattr(self, "step") else None)
+
+    def normalize_and_update(
+        self, x: Array, use_running_average: bool | None, update_stats: bool | None, **call: Any
+    ) -> Array:
+        """y by `normalize`, and the statistics updated: what a call of a subclass returns.
+
+        Args:
+          x, use_running_average, update_stats: of the call.
+          call: `mask`, `weights`, `scale` and `bias` of the call, and what else `normalize` takes.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
+                "constructor or to the call, or set it with train(), eval() or nnx.view."
+            )
+        train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
+        y, new = self._y_and_stats(x, train=train, updated=updated, **call)
+        for name, value in new.items():
+            if hasattr(self, name):
+                getattr(self, name).set_value(value)
+            else:  # an option that was changed after the layer was built needs it
+                setattr(self, name, nnx.BatchStat(value))
+        return y
+
+    @compiled_method
+    def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
+        """y, and the statistics to store. Those that a changed option needs are created at their start."""
+        names = state.names(self)
+        stored = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
+        if len(stored) < len(names):
+            values = self._start()
+            stored = {name: stored.get(name, values[name]) for name in names}
+        if type(self).normalize is BatchNorm.normalize:  # Flax's own promotes its statistics, too
+            call["promote"] = promoted(self, stored["mean"], stored["var"])
+        return state.normalize_and_update(self, x, parameters(self), stored, **call)
+
+    def _start(self) -> dict[str, Array]:
+        """All that may be stored, at the start. A mean is complex if y or a parameter may be."""
+        dtype = layers.mean_dtype(jnp.float32, self.dtype, self.param_dtype)
+        return state.start(self, (self.num_features,), dtype)
 
     @property
     def frozen(self) -> bool:
         """Whether `freeze` holds the statistics still."""
         return is_frozen(self)
-
-    def initial(self, features: tuple[int, ...], dtype: Any) -> dict[str, Array]:
-        """All that may be stored, at the start."""
-        return state.initial_stats(features, dtype)
-
-    @compiled_method
-    def _normalize(
-        self, x: Array, *conditions: Any, train: Any, updated: Any, **options: Any
-    ) -> tuple[Array, dict[str, Array]]:
-        """y, and the statistics to store; only a relative is under conditions."""
-        return state.remembered(*self._prepared(x, *conditions, **options), train=train, updated=updated)
-
-    def _prepared(
-        self, x: Array, mask: Any = None, weights: Any = None, scale: Any = None, bias: Any = None
-    ) -> tuple[Any, dict[str, Array]]:
-        """The norm of x, as `state.remembered` calls it, and the statistics that it is by."""
-        stats = stored(self, state.names(self))
-        own = own_parameters(self, x, self.axis, stats["mean"], stats["var"], scale=scale, bias=bias)
-        return partial(state.batch_norm, self, x, mask, weights, **own), stats
 
     @_as_flax_calls_it
     def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
@@ -140,59 +219,3 @@ class BatchNorm(Named, nnx.BatchNorm):
         super().set_view(use_running_average)
         if update_stats is not None:
             self.update_stats = update_stats
-
-
-def is_frozen(layer: Any) -> bool:
-    """Whether the layer has the mark of `freeze`."""
-    return hasattr(layer, MARK)
-
-
-Initial = Callable[[tuple[int, ...], Any], dict[str, Array]]
-
-
-def start(layer: Any, initial: Initial) -> dict[str, Array]:
-    """All that the layer may keep, at the start. A mean is complex if y or a parameter may be."""
-    return initial((layer.num_features,), layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype))
-
-
-def keep(layer: Any, names: list[str], initial: Initial) -> None:
-    """Makes the variables of these names."""
-    values = start(layer, initial)
-    for name in names:
-        setattr(layer, name, nnx.BatchStat(values[name]))
-
-
-def stored(layer: Any, names: list[str]) -> dict[str, Array]:
-    """The values of these names; those that a changed option needs, and that are not stored yet, start."""
-    there = {name: getattr(layer, name)[...] for name in names if hasattr(layer, name)}
-    if len(there) == len(names):
-        return there
-    values = start(layer, layer.initial)
-    return {name: there.get(name, values[name]) for name in names}
-
-
-def remembered(
-    layer: Any,
-    x: Array,
-    *conditions: Any,
-    use_running_average: bool | None = None,
-    update_stats: bool | None = None,
-    **options: Any,
-) -> Array:
-    """y, by the layer's statistics, which are kept updated."""
-    if use_running_average is None:
-        use_running_average = layer.use_running_average
-    if use_running_average is None:
-        name = type(layer).__name__
-        raise ValueError(
-            f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
-            "constructor or to the call, or set it with train(), eval() or nnx.view."
-        )
-    train, updated = state.mode(layer, use_running_average, update_stats, layer.frozen)
-    y, new = layer._normalize(x, *conditions, train=train, updated=updated, **options)
-    for name, value in new.items():
-        if hasattr(layer, name):
-            getattr(layer, name).set_value(value)
-        else:  # an option that was changed after the layer was built needs it
-            setattr(layer, name, nnx.BatchStat(value))
-    return y

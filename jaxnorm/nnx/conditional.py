@@ -1,46 +1,47 @@
-"""Nnx layers that own what makes their scale and bias of a condition."""
+"""Nnx layers whose scale and bias come from a condition."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
 from flax import nnx
 from jax import Array
+from jax.nn import initializers
 
-from jaxnorm._layers import family as family
-from jaxnorm._layers import family_state as state
-from jaxnorm._layers import parts as parts
-from jaxnorm.nnx.batch import remembered
-from jaxnorm.nnx.family import Layer, own_parameters
-from jaxnorm.nnx.family_batch import Remembering
+import jaxnorm
+from jaxnorm._layers import conditional as conditional
+from jaxnorm._layers import state as state
+from jaxnorm._layers.calls import Initializer, Shape
+from jaxnorm.nnx.batch import BatchNorm
+from jaxnorm.nnx.parameters import Measured, Norm, normalized
 
 
-class _Conditional(Layer, parts.Projected):
-    def __init__(self, num_features: int, condition_features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        super().__init__(num_features, rngs=rngs, **options)
+class _Projected(Norm):
+    """Its `parts` are a projection of the condition."""
+
+    condition_features: int = field(kw_only=False)
+    kernel_init: Initializer = initializers.lecun_normal()
+
+    parts: ClassVar[tuple[str, ...]] = ("scale", "bias")
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        super().__post_init__(rngs)
         self.projection = nnx.Linear(
-            condition_features,
-            self.width(num_features),
+            self.condition_features,
+            conditional.width(self.parts, self.num_features),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
             rngs=rngs,
         )
 
-    def projected(self, x: Array, condition: Array) -> dict[str, Any]:
-        return own_parameters(self, x, **self.split(self.projection(self.activated(condition))))
-
-    def __call__(self, x: Array, condition: Array) -> Array:
-        return self.normalize(x, **self.projected(x, condition))
+    def _projected(self, condition: Array) -> dict[str, Array]:
+        return conditional.split(self.projection(condition), self.parts)
 
 
-class _Adaptive(_Conditional, parts.Measured):
-    def __call__(
-        self, x: Array, condition: Array, *, mask: Array | None = None, weights: Array | None = None
-    ) -> Any:
-        return self.normalize(x, mask, weights, **self.projected(x, condition))
-
-
-class FiLM(_Conditional, family.FiLM):
+class FiLM(_Projected):
     """FiLM: y = x * (1 + scale) + bias, where a condition, called beside x, gives both.
 
     (scale, bias) are a linear `projection` of the condition, [batch, any].
@@ -56,8 +57,14 @@ class FiLM(_Conditional, family.FiLM):
     [[0. 0.]]
     """
 
+    def __call__(self, x: Array, condition: Array) -> Array:
+        return normalized(self, x, **self._projected(condition))
 
-class AdaLayerNorm(_Adaptive, family.AdaLayerNorm):
+    def normalize(self, x: Array, *, scale: Array, **call: Any) -> Array:
+        return jaxnorm.film(x, conditional.one_more(scale), feature_axis=self.feature_axes, **call)
+
+
+class AdaLayerNorm(_Projected, Measured):
     """Adaptive layer norm (AdaLN): y = layer_norm(x) * (1 + scale) + bias, by a condition beside x.
 
     (scale, bias) are a linear `projection` of silu(condition), which is [batch, any], or has x's axes. It
@@ -74,8 +81,20 @@ class AdaLayerNorm(_Adaptive, family.AdaLayerNorm):
     [[-1.  1.]]
     """
 
+    kernel_init: Initializer = initializers.zeros
+    activation: Callable[[Array], Array] = jax.nn.silu
 
-class AdaLayerNormZero(_Adaptive, family.AdaLayerNormZero):
+    def __call__(
+        self, x: Array, condition: Array, *, mask: Array | None = None, weights: Array | None = None
+    ) -> Any:
+        parts = self._projected(self.activation(condition))
+        return normalized(self, x, mask=mask, weights=weights, **parts)
+
+    def normalize(self, x: Array, **call: Any) -> Any:
+        return jaxnorm.adaptive_layer_norm(x, axis=self.feature_axes, **call)
+
+
+class AdaLayerNormZero(AdaLayerNorm):
     """AdaLN-zero: adaptive layer norm, and a gate that starts at 0, of one condition.
 
     (scale, bias, gate) are a linear `projection` of silu(condition), which starts at 0. The call returns y
@@ -92,8 +111,14 @@ class AdaLayerNormZero(_Adaptive, family.AdaLayerNormZero):
     [[-1.  1.]] [[0. 0.]]
     """
 
+    parts = ("scale", "bias", "gate")
 
-class ConditionalBatchNorm(Remembering, state.ConditionalBatchNorm):
+    def normalize(self, x: Array, *, gate: Array, **call: Any) -> tuple[Array, Array]:
+        y = super().normalize(x, **call)
+        return y, conditional.beside(y, gate)
+
+
+class ConditionalBatchNorm(BatchNorm):
     """Conditional batch norm: a scale and a bias for each of `num_classes`, by the labels beside x.
 
     The statistics are those of the whole batch. All else is as in `BatchNorm`.
@@ -110,8 +135,31 @@ class ConditionalBatchNorm(Remembering, state.ConditionalBatchNorm):
     [-1.  1.] [1.]
     """
 
+    num_classes: int
 
-class SPADE(Remembering, state.SPADE):
+    def __call__(
+        self,
+        x: Array,
+        labels: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias, "labels": labels}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return super().shapes((state.count(self, "num_classes"), *features))
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.conditional_batch_norm(x, stats, **call)
+
+
+class SPADE(BatchNorm):
     """SPADE: batch norm without parameters, y * (1 + scale) + bias by maps made of a segmentation.
 
     It is called with x, channels last, and a segmentation, [batch, ..., classes], brought to x's size by
@@ -130,8 +178,16 @@ class SPADE(Remembering, state.SPADE):
     [-1.  1.] [1.]
     """
 
-    def __init__(self, num_features: int, map_features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        super().__init__(num_features, rngs=rngs, **options)
+    map_features: int = field(kw_only=False)
+    use_bias: bool = False
+    use_scale: bool = False
+    hidden: int = 128
+    kernel_size: Sequence[int] = (3, 3)
+    kernel_init: Initializer = initializers.lecun_normal()
+    activation: Callable[[Array], Array] = jax.nn.relu
+
+    def __post_init__(self, rngs: nnx.Rngs, *metadata: Any) -> None:
+        super().__post_init__(rngs, *metadata)
         conv = partial(
             nnx.Conv,
             kernel_size=self.kernel_size,
@@ -140,11 +196,26 @@ class SPADE(Remembering, state.SPADE):
             kernel_init=self.kernel_init,
             rngs=rngs,
         )
-        self.shared = conv(map_features, self.hidden)
-        self.projection = conv(self.hidden, self.width(num_features))
+        self.shared = conv(self.map_features, self.hidden)
+        self.projection = conv(self.hidden, conditional.width(("scale", "bias"), self.num_features))
 
-    def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
-        conditions, options = self.called(*args, **options)
-        hidden = self.activation(self.shared(self.resized(x, **conditions)))
-        maps = self.split(self.projection(hidden))
-        return remembered(self, x, **{**maps, **options})
+    def __call__(
+        self,
+        x: Array,
+        segmentation: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        hidden = self.activation(self.shared(conditional.resized(segmentation, x)))
+        maps = conditional.split(self.projection(hidden), ("scale", "bias"))
+        brought = {name: v for name, v in {"scale": scale, "bias": bias}.items() if v is not None}
+        call = {"mask": mask, "weights": weights, **maps, **brought}
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
+        return jaxnorm.spade(x, stats, **call)

@@ -1,65 +1,38 @@
-"""Nnx layers of the family that keep no state."""
+"""Nnx layers that Flax lacks and that keep no state."""
 
-import inspect
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
-from flax import nnx
 from jax import Array
+from jax.nn import initializers
+from jax.typing import DTypeLike
 
+import jaxnorm
 from jaxnorm._base.compilation import compiled_method
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import family as family
-from jaxnorm._layers import parts as parts
+from jaxnorm._layers.calls import Axes, Initializer, Shape
+from jaxnorm.nnx.parameters import Affine, Measured, Norm, normalized, parameters
 
 
-def parameters(layer: Any, x: Array) -> dict[str, Array]:
-    features = layers.feature_shape(layer, x, layer.features)
-    return {name: getattr(layer, name)[...] for name in layer.shapes(features)}
+class _Pointwise(Norm):
+    """Without moments."""
 
-
-def own_parameters(layer: Any, x: Array, **overrides: Any) -> dict[str, Any]:
-    """The parameters that the layer's class names, the dtype that they give y, and the devices."""
-    return parts.own(layer, x, parameters(layer, x), **overrides)
-
-
-def create_parameters(layer: Any, num_features: int, rngs: nnx.Rngs) -> None:
-    for name, shape in layer.shapes((num_features,)).items():
-        start = layer.initializer(name, (num_features,))
-        setattr(layer, name, nnx.Param(start(rngs.params(), shape, layer.param_dtype)))
-
-
-class Described(nnx.Module):
-    """Shows its fields among the arguments of its constructor."""
-
-    __signature__: ClassVar[inspect.Signature]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.__signature__ = parts.signature(cls, cls.__init__)
-
-
-class Layer(parts.Layer, Described):
-    def __init__(self, num_features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        for name, value in parts.settings(type(self), **options).items():
-            setattr(self, name, value)
-        self.num_features = num_features
-        create_parameters(self, num_features, rngs)
-
-
-class _Pointwise(Layer):
     @compiled_method
     def __call__(self, x: Array) -> Array:
-        return self.normalize(x, **own_parameters(self, x))
+        return normalized(self, x)
 
 
-class _Measured(Layer, parts.Measured):
+class _Masked(Measured):
+    """With moments of what is not masked."""
+
     @compiled_method
     def __call__(self, x: Array, *, mask: Array | None = None, weights: Array | None = None) -> Any:
-        return self.normalize(x, mask, weights, **own_parameters(self, x))
+        return normalized(self, x, mask=mask, weights=weights)
 
 
-class DynamicTanh(_Pointwise, family.DynamicTanh):
+class DynamicTanh(_Pointwise, Affine):
     """Dynamic tanh (DyT): y = tanh(alpha * x) * scale + bias, in a norm's place.
 
     `alpha`, one number, starts at 0.5. There are no statistics, and so no mask. The evidence is mixed: see
@@ -76,8 +49,16 @@ class DynamicTanh(_Pointwise, family.DynamicTanh):
     [0.    0.762 1.   ]
     """
 
+    alpha_init: Initializer = initializers.constant(0.5)
 
-class Derf(_Pointwise, family.Derf):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"alpha": (), **super().shapes(features)}
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.dynamic_tanh(x, feature_axis=self.feature_axes, **call)
+
+
+class Derf(DynamicTanh):
     """Dynamic erf (Derf): y = erf(alpha * x + shift) * scale + bias, in a norm's place.
 
     `alpha` and `shift`, one number each, start at 0.5 and 0. The evidence is mixed: see
@@ -94,8 +75,16 @@ class Derf(_Pointwise, family.Derf):
     [0.    0.843 1.   ]
     """
 
+    shift_init: Initializer = initializers.zeros
 
-class ScaleNorm(_Pointwise, family.ScaleNorm):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"shift": (), **super().shapes(features)}
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.dynamic_erf(x, feature_axis=self.feature_axes, **call)
+
+
+class ScaleNorm(_Pointwise):
     """Scale norm: y = scale * x / sqrt(sum |x|^2 + epsilon), with one learned number for all features.
 
     It starts at the square root of the number of features, as RMS norm, or by `scale_init`.
@@ -111,8 +100,17 @@ class ScaleNorm(_Pointwise, family.ScaleNorm):
     [0.2 1.4]
     """
 
+    epsilon: float = 1e-10
+    scale_init: Initializer | None = None
 
-class GatedRMSNorm(Layer, family.GatedRMSNorm):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"scale": ()}
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.scale_norm(x, axis=self.feature_axes, **call)
+
+
+class GatedRMSNorm(Measured):
     """Gated RMS norm: y = rms_norm(x) * scale * silu(gate), called with x and the gate.
 
     With `norm_before_gate=False` it is rms_norm(x * silu(gate)) * scale, as in Mamba-2.
@@ -128,14 +126,22 @@ class GatedRMSNorm(Layer, family.GatedRMSNorm):
     [4. 0.]
     """
 
+    norm_before_gate: bool = True
+    use_scale: bool = True
+    scale_init: Initializer = initializers.ones
+
     @compiled_method
     def __call__(
         self, x: Array, gate: Array, *, mask: Array | None = None, weights: Array | None = None
     ) -> Array:
-        return self.normalize(x, mask, weights, gate=gate, **own_parameters(self, x))
+        return normalized(self, x, mask=mask, weights=weights, gate=gate)
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        order = self.norm_before_gate
+        return jaxnorm.gated_rms_norm(x, norm_before_gate=order, axis=self.feature_axes, **call)
 
 
-class PartialRMSNorm(_Measured, family.PartialRMSNorm):
+class PartialRMSNorm(_Masked):
     """Partial RMS norm: y = x / sqrt(mean(|x[:k]|^2) + epsilon) * scale, by the first k features alone.
 
     k is `fraction` of the features, by default the paper's 6.25 %, rounded, and at least 1.
@@ -150,8 +156,17 @@ class PartialRMSNorm(_Measured, family.PartialRMSNorm):
     [1.  1.  2.5 2. ]
     """
 
+    feature_axes: int = -1
+    fraction: float = 0.0625
+    use_scale: bool = True
+    scale_init: Initializer = initializers.ones
 
-class QKNorm(Layer, family.QKNorm):
+    def normalize(self, x: Array, **call: Any) -> Array:
+        size = family.part_of_features(self, x)
+        return jaxnorm.partial_rms_norm(x, num_features=size, feature_axis=self.feature_axes, **call)
+
+
+class QKNorm(Measured):
     """QK norm: norm(query) * query_scale and norm(key) * key_scale, over the features of a head.
 
     It is called with queries and keys, [..., heads, features], of as many heads each as they have, and
@@ -169,12 +184,23 @@ class QKNorm(Layer, family.QKNorm):
     [[0.2, 1.4], [1.4, 0.2]] [[1. 1.]]
     """
 
+    norm: Callable[..., Array] = jaxnorm.rms_norm
+    use_scale: bool = True
+    scale_init: Initializer = initializers.ones
+
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"query_scale": features, "key_scale": features} if self.use_scale else {}
+
     @compiled_method
     def __call__(self, query: Array, key: Array) -> tuple[Array, Array]:
-        return self.normalize(query, key=key, **own_parameters(self, query))
+        return normalized(self, query, key=key)
+
+    def normalize(self, x: Array, *, key: Array, dtype: DTypeLike, **call: Any) -> tuple[Array, Array]:
+        both = layers.result_dtype(self, key, dtype)  # they will be multiplied
+        return jaxnorm.qk_norm(x, key, norm=self.norm, axis=self.feature_axes, dtype=both, **call)
 
 
-class FilterResponseNorm(_Measured, family.FilterResponseNorm):
+class FilterResponseNorm(_Masked, Affine):
     """Filter response norm: y = max(x / sqrt(mean |x|^2 + epsilon) * scale + bias, threshold).
 
     The mean is that of a sample's channel; the threshold is learned, and starts at 0: no other activation is
@@ -191,8 +217,20 @@ class FilterResponseNorm(_Measured, family.FilterResponseNorm):
     [0.2 0. ]
     """
 
+    use_threshold: bool = True
+    use_learned_epsilon: bool = False
+    threshold_init: Initializer = initializers.zeros
+    learned_epsilon_init: Initializer = initializers.constant(1e-4)
 
-class GlobalResponseNorm(_Measured, family.GlobalResponseNorm):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        used = {"threshold": self.use_threshold, "learned_epsilon": self.use_learned_epsilon}
+        return {**super().shapes(features), **{name: features for name in used if used[name]}}
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.filter_response_norm(x, feature_axis=self.feature_axes, **call)
+
+
+class GlobalResponseNorm(_Masked, Affine):
     """Global response norm: y = x + scale * x * g / mean(g) + bias, with g the length of a channel.
 
     Scale and bias start at 0, where y = x.
@@ -208,8 +246,14 @@ class GlobalResponseNorm(_Measured, family.GlobalResponseNorm):
     [1. 3.]
     """
 
+    feature_axes: int = -1
+    scale_init: Initializer = initializers.zeros
 
-class EvoNormS0(_Measured, family.EvoNormS0):
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.global_response_norm(x, feature_axis=self.feature_axes, **call)
+
+
+class EvoNormS0(_Masked, Affine):
     """EvoNorm S0: y = x * sigmoid(slope * x) / sqrt(var + epsilon) * scale + bias, by groups of channels.
 
     It is its own activation. As in `GroupNorm`, either `num_groups` or `group_size`, with `num_groups=None`.
@@ -225,8 +269,21 @@ class EvoNormS0(_Measured, family.EvoNormS0):
     [[0.881, -0.119]]
     """
 
+    feature_axes: int = -1
+    num_groups: int | None = 32
+    group_size: int | None = None
+    epsilon: float = 1e-5
+    slope_init: Initializer = initializers.ones
 
-class RevIN(_Measured, family.RevIN):
+    def shapes(self, features: Shape) -> dict[str, Shape]:
+        return {"slope": features, **super().shapes(features)}
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        call["num_groups"], call["group_size"] = self.num_groups, self.group_size
+        return jaxnorm.evonorm_s0(x, feature_axis=self.feature_axes, **call)
+
+
+class RevIN(_Masked, Affine):
     """Reversible instance norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, and the way back.
 
     The call returns y and the moments, taken over `axis`, the time; `denormalize(forecast, moments)` takes a
@@ -243,5 +300,12 @@ class RevIN(_Measured, family.RevIN):
     [1. 3.]
     """
 
+    axis: Axes = 1
+    epsilon: float = 1e-5
+
+    def normalize(self, x: Array, **call: Any) -> tuple[Array, Moments]:
+        return jaxnorm.reversible_norm(x, axis=self.axis, feature_axis=self.feature_axes, **call)
+
     def denormalize(self, y: Array, moments: Moments) -> Array:
-        return self.restore(y, moments, parameters(self, y))
+        """A forecast in the units of x, of which the call returned these moments."""
+        return family.restore(self, y, moments, parameters(self))

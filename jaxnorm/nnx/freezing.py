@@ -4,13 +4,12 @@ from typing import Any
 
 from flax import nnx
 
-from jaxnorm._layers import calls as layers
-from jaxnorm._layers import parts as parts
 from jaxnorm._layers import state as state
 from jaxnorm.nnx.batch import MARK, BatchNorm
+from jaxnorm.nnx.parameters import Layer
 from jaxnorm.nnx.pop_art import PopArt
 
-_NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, parts.Layer)
+_NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, Layer)
 _OURS = (BatchNorm, PopArt)
 
 
@@ -117,7 +116,7 @@ def _chosen(function: str, model: Any, filter: Any) -> dict[str, Any]:
     kept = [(path, m) for path, m in _modules(function, model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
     chosen = {_name(path): m for path, m in kept if predicate(path, m)}
     if not chosen:
-        raise ValueError(layers.nothing_chosen(function, filter, [_name(path) for path, _ in kept]))
+        raise ValueError(state.nothing_chosen(function, filter, [_name(path) for path, _ in kept]))
     return chosen
 
 

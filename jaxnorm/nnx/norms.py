@@ -1,31 +1,41 @@
-"""Nnx layers that normalize every sample by itself."""
+"""Nnx layers of Flax that normalize every sample by itself."""
 
-from collections.abc import Callable
+from dataclasses import InitVar, field
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.typing import PromoteDtypeFn
 from jax import Array
+from jax.nn import initializers
+from jax.typing import DTypeLike
 
+import jaxnorm
 from jaxnorm._base.compilation import compiled_method
-from jaxnorm._base.messages import Named
 from jaxnorm._layers import calls as layers
-from jaxnorm.nnx.parameters import own_parameters
+from jaxnorm._layers.calls import Axes, Initializer
+from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, normalized, promoted
 
 
-def _zero_centered(flax: Any) -> Callable[..., None]:
-    """The constructor of a layer of Flax, with one option more."""
+class _Norm(Layer):
+    """The call of all of them but RMS norm."""
 
-    @layers.extends(flax.__init__)
-    def __init__(self: Any, *args: Any, zero_centered_scale: bool = False, **options: Any) -> None:
-        if zero_centered_scale:
-            options.setdefault("scale_init", nnx.initializers.zeros)
-        flax.__init__(self, *args, **options)
-        self.zero_centered_scale = zero_centered_scale
+    @compiled_method
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
+        return normalized(self, x, promote=promoted(self), **call)
 
-    return __init__
 
-
-class LayerNorm(Named, nnx.LayerNorm):
+class LayerNorm(_Norm, nnx.LayerNorm):
     """Layer norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over `reduction_axes`.
 
     Scale and bias have one value for each place of `feature_axes`, which may be other axes.
@@ -41,24 +51,29 @@ class LayerNorm(Named, nnx.LayerNorm):
     [-1.  1.]
     """
 
-    __init__ = _zero_centered(nnx.LayerNorm)
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = initializers.zeros
+    scale_init: Initializer = initializers.ones
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    promote_dtype: PromoteDtypeFn = promote_dtype
+    rngs: InitVar[nnx.Rngs]
+    bias_metadata: InitVar[Metadata] = NO_METADATA
+    scale_metadata: InitVar[Metadata] = NO_METADATA
+    zero_centered_scale: bool = False
 
-    @compiled_method
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        return layers.layer_norm(
-            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
-        )
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.layer_norm(x, **layers.rows(self), **call)
 
 
-class RMSNorm(Named, nnx.RMSNorm):
+class RMSNorm(Layer, nnx.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
     With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
@@ -72,7 +87,23 @@ class RMSNorm(Named, nnx.RMSNorm):
     [0.2 1.4]
     """
 
-    __init__ = _zero_centered(nnx.RMSNorm)
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_scale: bool = True
+    scale_init: Initializer = initializers.ones
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    promote_dtype: PromoteDtypeFn = promote_dtype
+    rngs: InitVar[nnx.Rngs]
+    scale_metadata: InitVar[Metadata] = NO_METADATA
+    zero_centered_scale: bool = False
+
+    def __post_init__(self, rngs: nnx.Rngs, scale_metadata: Metadata) -> None:
+        super().__post_init__(rngs, NO_METADATA, scale_metadata)
 
     @compiled_method
     def __call__(
@@ -84,12 +115,14 @@ class RMSNorm(Named, nnx.RMSNorm):
         scale: Array | None = None,
         bias: Array | None = None,
     ) -> Array:
-        return layers.rms_norm(
-            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
-        )
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
+        return normalized(self, x, promote=promoted(self), **call)
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.rms_norm(x, **layers.rows(self), **call)
 
 
-class GroupNorm(Named, nnx.GroupNorm):
+class GroupNorm(_Norm, nnx.GroupNorm):
     """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
 
     Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
@@ -106,37 +139,39 @@ class GroupNorm(Named, nnx.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
-    @layers.extends(nnx.GroupNorm.__init__)
-    def __init__(
-        self,
-        num_features: int,
-        num_groups: int | None = 32,
-        group_size: int | None = None,
-        **options: Any,
-    ) -> None:
-        # Flax's constructor takes a numpy int for no int
-        groups = layers.as_ints("GroupNorm", num_groups=num_groups, group_size=group_size)
-        super().__init__(num_features, **groups, **options)
-        self.num_features = num_features
+    num_groups: Any = field(default=32, kw_only=False)
+    group_size: Any = field(default=None, kw_only=False)
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = initializers.zeros
+    scale_init: Initializer = initializers.ones
+    reduction_axes: Axes | None = None
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    promote_dtype: PromoteDtypeFn = promote_dtype
+    rngs: InitVar[nnx.Rngs]
+    bias_metadata: InitVar[Metadata] = NO_METADATA
+    scale_metadata: InitVar[Metadata] = NO_METADATA
 
-    @compiled_method
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        # Flax's constructor has checked both, and set each from the other
-        groups = {"num_groups": self.num_groups, "group_size": None}
-        return layers.group_norm(
-            self, x, mask, weights, **groups, **own_parameters(self, x, -1, scale=scale, bias=bias)
+    def __post_init__(self, *variables: Any) -> None:
+        chosen = self.num_groups, self.group_size
+        self.num_groups, self.group_size = layers.groups(
+            "GroupNorm", self.num_features, *chosen, of="features"
         )
+        self.feature_axis = -1
+        super().__post_init__(*variables)
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        layers.check_reduced(self, x)
+        num_groups, _ = layers.groups("GroupNorm", x.shape[-1], self.num_groups, None)
+        return jaxnorm.group_norm(x, num_groups, reduction_axes=self.reduction_axes, **call)
 
 
-class InstanceNorm(Named, nnx.InstanceNorm):
+class InstanceNorm(_Norm, nnx.InstanceNorm):
     """Instance norm: each sample and channel has its own mean and variance.
 
     They are taken over all axes but 0 and `feature_axes`.
@@ -151,16 +186,21 @@ class InstanceNorm(Named, nnx.InstanceNorm):
     [-1.  1. -1.  1.]
     """
 
-    @compiled_method
-    def __call__(
-        self,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        weights: Array | None = None,
-        scale: Array | None = None,
-        bias: Array | None = None,
-    ) -> Array:
-        return layers.instance_norm(
-            self, x, mask, weights, **own_parameters(self, x, self.feature_axes, scale=scale, bias=bias)
-        )
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = initializers.zeros
+    scale_init: Initializer = initializers.ones
+    feature_axes: Axes = -1
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    promote_dtype: PromoteDtypeFn = promote_dtype
+    rngs: InitVar[nnx.Rngs]
+    bias_metadata: InitVar[Metadata] = NO_METADATA
+    scale_metadata: InitVar[Metadata] = NO_METADATA
+
+    def normalize(self, x: Array, **call: Any) -> Array:
+        return jaxnorm.instance_norm(x, feature_axis=self.feature_axes, **call)

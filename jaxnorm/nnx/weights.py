@@ -1,19 +1,26 @@
 """Nnx layers that normalize the weights of another layer."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import InitVar, field
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.typing import PromoteDtypeFn
 from jax import Array
+from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from jaxnorm._base.messages import Named
-from jaxnorm._layers import calls as layers
-from jaxnorm._layers import state as state
+from jaxnorm._layers import weights as shared
+from jaxnorm._layers.calls import Initializer
+from jaxnorm.nnx.parameters import Fields, Signature
 
 Path = tuple[Any, ...]
 
 
-class WeightNorm(Named, nnx.WeightNorm):
+class WeightNorm(Fields, nnx.WeightNorm):
     """Weight norm: a layer with the weights scale * v / sqrt(sum |v|^2 + epsilon).
 
     The sum is over all axes but `feature_axes`. It is taken of the parameters of `layer_instance` that
@@ -33,30 +40,31 @@ class WeightNorm(Named, nnx.WeightNorm):
     [[0.]]
     """
 
-    @layers.extends(nnx.WeightNorm.__init__)
-    def __init__(
-        self,
-        layer_instance: nnx.Module,
-        *,
-        rngs: nnx.Rngs,
-        use_scale: bool = True,
-        scale_from_weights: bool = False,
-        **options: Any,
-    ) -> None:
-        # Flax's own scales are no parameters, and take no random initializer
-        super().__init__(layer_instance, rngs=rngs, use_scale=False, **options)
-        self.use_scale, self.scale_from_weights = use_scale, scale_from_weights
-        # nor draw they a key: the layers that come after have the keys that they have there
-        key: Any = (lambda: None) if self.scale_init is nnx.initializers.ones else rngs.params
-        if use_scale:
-            parameters = nnx.to_flat_state(nnx.state(layer_instance, nnx.Param))
-            self.scales = nnx.data(
-                {
-                    path: nnx.Param(state.weight_scale(self, v[...], key()))
-                    for path, v in parameters
-                    if self.variable_filter(path, v)
-                }
-            )
+    layer_instance: nnx.Module = field(kw_only=False)
+    feature_axes: Any = -1
+    use_scale: bool = True
+    scale_init: Initializer = initializers.ones
+    epsilon: float = 1e-12
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    variable_filter: Any = nnx.PathContains("kernel")
+    promote_dtype: PromoteDtypeFn = promote_dtype
+    rngs: InitVar[nnx.Rngs]
+    scale_from_weights: bool = False
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self.feature_axes = () if self.feature_axes is None else self.feature_axes
+        self.variable_filter = nnx.filterlib.to_predicate(self.variable_filter)
+        # Flax's own scales are no parameters, take no random initializer and draw no key: the layers that
+        # come after have the keys that they have there
+        key: Any = (lambda: None) if self.scale_init is initializers.ones else rngs.params
+        parameters = nnx.to_flat_state(nnx.state(self.layer_instance, nnx.Param))
+        scales = {
+            path: nnx.Param(shared.weight_scale(self, v[...], key()))
+            for path, v in parameters
+            if self.use_scale and self.variable_filter(path, v)
+        }
+        self.scales = nnx.data(scales) if self.use_scale else None
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         scales: Any = self.scales
@@ -64,7 +72,7 @@ class WeightNorm(Named, nnx.WeightNorm):
         def normalized(path: Path, v: Any) -> Array:
             if not self.variable_filter(path, v):
                 return v[...]
-            return state.weight_norm(self, v[...], scales[path][...] if self.use_scale else None)
+            return shared.weight_norm(self, v[...], scales[path][...] if self.use_scale else None)
 
         return _with_weights(self.layer_instance, normalized)(x, *args, **kwargs)
 
@@ -89,15 +97,17 @@ class SpectralNorm(Named, nnx.SpectralNorm):
     0.0
     """
 
+    __signature__: ClassVar[Any] = Signature()
+
     def __call__(self, x: Array, update_stats: bool | None = None, **kwargs: Any) -> Any:
         if update_stats is None:
             update_stats = not self.use_running_average
 
         def normalized(path: Path, v: Any) -> Array:
-            if not state.is_matrix(self, v):
+            if not shared.is_matrix(self, v):
                 return v[...]
             kept = {name: self.batch_stats[(*path, name)] for name in ("u", "sigma")}
-            w, new = state.spectral_norm(self, v[...], **{name: s[...] for name, s in kept.items()})
+            w, new = shared.spectral_norm(self, v[...], **{name: s[...] for name, s in kept.items()})
             for name, value in new.items() if update_stats else ():
                 kept[name].set_value(value)
             return w

@@ -7,6 +7,7 @@ import sys
 import tokenize
 from pathlib import Path
 
+import flax.linen
 import jax.numpy as jnp
 import pytest
 from public import DOCUMENTED, FUNCTIONS, LAYERS
@@ -170,13 +171,8 @@ OPTIONS = {
 }
 
 
-# The layers of the family name their functions: tests/layers/test_family_layers.py compares those. PopArt is
-# a last layer, and has a file of its own.
-FLAX_S = [
-    (module, name)
-    for module, name in LAYERS
-    if not hasattr(getattr(module, name), "function") and name != "PopArt"
-]
+# Those of the family: tests/layers/test_family_layers.py.
+FLAX_S = [(module, name) for module, name in LAYERS if hasattr(flax.linen, name)]
 
 
 @pytest.mark.parametrize(("module", "name"), FLAX_S, ids=lambda v: getattr(v, "__name__", v))

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
+import flax.linen
 import flax.nnx
 import jax
 import jax.numpy as jnp
@@ -316,11 +317,38 @@ def test_a_layer_is_its_function(api, row):
 
 
 def test_every_layer_of_the_family_is_in_the_table():
-    names = {name for module, name in LAYERS if hasattr(getattr(module, name), "function")}
+    names = {name for module, name in LAYERS if not hasattr(flax.linen, name)} - {"PopArt"}
     assert names == {row.name for row in ROWS}
     for name in names:
         assert all(hasattr(module, name) for module in OURS.values())
 
+
+FUNCTION = {
+    "DynamicTanh": jn.dynamic_tanh,
+    "Derf": jn.dynamic_erf,
+    "ScaleNorm": jn.scale_norm,
+    "GatedRMSNorm": jn.gated_rms_norm,
+    "PartialRMSNorm": jn.partial_rms_norm,
+    "QKNorm": jn.qk_norm,
+    "FilterResponseNorm": jn.filter_response_norm,
+    "GlobalResponseNorm": jn.global_response_norm,
+    "EvoNormS0": jn.evonorm_s0,
+    "RevIN": jn.reversible_norm,
+    "FiLM": jn.film,
+    "AdaLayerNorm": jn.adaptive_layer_norm,
+    "AdaLayerNormZero": jn.adaptive_layer_norm,
+    "BatchRenorm": jn.batch_renorm,
+    "GhostBatchNorm": jn.ghost_batch_norm,
+    "DomainBatchNorm": jn.batch_norm,  # of which bank_norm makes it
+    "RecurrentBatchNorm": jn.batch_norm,
+    "ConditionalBatchNorm": jn.batch_norm,
+    "SPADE": jn.batch_norm,
+    "EvoNormB0": jn.evonorm_b0,
+    "SwitchableNorm": jn.switchable_norm,
+    "InputNorm": jn.input_norm,
+    "DecorrelatedBatchNorm": jn.decorrelated_batch_norm,
+    "IterNorm": jn.decorrelated_batch_norm,
+}
 
 # What the papers choose, and their functions leave open.
 CHOSEN = {("EvoNormS0", "num_groups"), ("IterNorm", "iterations")}
@@ -329,14 +357,13 @@ CHOSEN = {("EvoNormS0", "num_groups"), ("IterNorm", "iterations")}
 @both
 @every
 def test_a_default_is_the_function_s(api, row):
-    made = getattr(OURS[api], row.name)
-    theirs = inspect.signature(made.function).parameters
+    theirs = inspect.signature(FUNCTION[row.name]).parameters
     renamed = {"momentum": "decay"}
-    ours = inspect.signature(made).parameters
+    ours = inspect.signature(getattr(OURS[api], row.name)).parameters
     compared = {name: renamed.get(name, name) for name in ours if renamed.get(name, name) in theirs}
     assert "dtype" in compared or not {"dtype", "axis_name"} & theirs.keys()
     for name, option in compared.items():
-        if (row.name, name) not in CHOSEN and theirs[option].default is not inspect.Parameter.empty:
+        if (row.name, option) not in CHOSEN and theirs[option].default is not inspect.Parameter.empty:
             assert ours[name].default == theirs[option].default, name
 
 
@@ -456,27 +483,28 @@ def test_a_series_comes_back(api):
 
 @both
 @pytest.mark.parametrize(
-    ("name", "sizes", "text"),
+    ("name", "text"),
     [
-        ("DomainBatchNorm", (4,), "missing a required argument: 'index'"),
-        ("ConditionalBatchNorm", (4,), "missing a required argument: 'labels'"),
+        ("DomainBatchNorm", "__call__() missing 1 required positional argument: 'index'"),
+        ("ConditionalBatchNorm", "__call__() missing 1 required positional argument: 'labels'"),
     ],
 )
-def test_a_call_needs_its_conditions(api, name, sizes, text):
+def test_a_call_needs_its_conditions(api, name, text):
     layer = side(api, BY_NAME[name])
     variables = layer.init(draw((6, 5, 4)))
     with pytest.raises(TypeError) as found:
         layer.call(variables, draw((6, 5, 4)))
-    assert str(found.value) == text
+    assert str(found.value).endswith(text)
 
 
 def test_nnx_constructors_say_what_they_miss():
     with pytest.raises(TypeError) as found:
         OURS["nnx"].DomainBatchNorm(4, rngs=flax.nnx.Rngs(0))
-    assert str(found.value) == "missing a required argument: 'num_domains'"
+    text = "DomainBatchNorm.__init__() missing 1 required keyword-only argument: 'num_domains'"
+    assert str(found.value) == text
     with pytest.raises(TypeError) as found:
         OURS["nnx"].DynamicTanh(4, alpha=0.5, rngs=flax.nnx.Rngs(0))
-    assert str(found.value) == "got an unexpected keyword argument 'alpha'"
+    assert str(found.value) == "DynamicTanh.__init__() got an unexpected keyword argument 'alpha'"
     with pytest.raises(ValueError, match="features") as refused:
         OURS["nnx"].DynamicTanh(4, rngs=flax.nnx.Rngs(0))(jnp.ones((2, 5)))
     assert str(refused.value) == (
