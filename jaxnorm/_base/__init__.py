@@ -8,6 +8,6 @@ compilation   an eager call of a public function is one compiled program
 exported      states as arguments and results of functions that `jax.export` writes to a file
 messages      the words of an error: those of what the user called
 options       checks of the values of options: epsilon, decay, train
-sharding      arrays that meet on a mesh whose axes are Explicit
+sharding      arrays on a mesh whose axes are Explicit
 trees         a function over the chosen leaves of a tree of parameters
 """

@@ -9,8 +9,8 @@ State = TypeVar("State", bound=type[tuple[Any, ...]])
 
 
 def exportable(state: State) -> State:
-    """The class of a state, a NamedTuple, registered by the name `jaxnorm.` and its own."""
-    # a module that is loaded again, as notebooks do, makes the class again, and its name is taken
+    """The class of a state, a NamedTuple, registered under the name `jaxnorm.` and that of the class."""
+    # where a module is reloaded, as in notebooks, the name is registered already
     with contextlib.suppress(ValueError):
         export.register_namedtuple_serialization(state, serialized_name=f"jaxnorm.{state.__name__}")
     return state

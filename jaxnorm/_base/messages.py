@@ -1,7 +1,7 @@
-"""Words of an error: the name of what the user called, and the user's own words for its options.
+"""Errors in the user's words: the name of what the user called, and its names of the options.
 
-A layer calls functions, and functions call each other. Whatever was called first names itself with `calling`;
-until it returns, `error` begins with its name, and `option` gives its word for an option of the function.
+A layer calls functions, and functions call each other. The first of them enters `calling`. Inside, `error`
+begins with its name, and `option` translates an option of a function to the option of the layer.
 """
 
 import functools
@@ -127,13 +127,19 @@ _WORDS: dict[str, dict[str, str]] = {
 
 
 def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> None:
-    """Python's error of a keyword that does not exist, where the word is known, as one that names ours."""
+    """Raise an error that names our option, if `raised` is Python's of a keyword of another framework.
+
+    Args:
+      name: what the user called.
+      raised: the error.
+      signatures: of what was called; of a layer, its constructor and its call.
+    """
     found = re.search(r"got (?:an unexpected|multiple values for) keyword argument '(\w+)'", str(raised))
     word = found.group(1) if found else ""
-    known = {p.name: p.kind for signature in signatures for p in signature.parameters.values()}
+    taken = {p.name: p.kind for signature in signatures for p in signature.parameters.values()}
     candidates = _WORDS.get(word, {})
-    fitting = [ours for ours in candidates if known.keys() >= set(ours.split(" and "))]
-    if inspect.Parameter.VAR_KEYWORD in known.values():  # which may take any of them
+    fitting = [ours for ours in candidates if taken.keys() >= set(ours.split(" and "))]
+    if inspect.Parameter.VAR_KEYWORD in taken.values():  # which may take any of them
         fitting += candidates
     if fitting:
         listed, remark = fitting[0].replace(" and ", "` and `"), candidates[fitting[0]]
@@ -145,7 +151,7 @@ def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> N
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that its users call: errors inside name it, and of a known foreign keyword ours."""
+    """`function`, for users: errors name it, and say what another framework's keyword is called here."""
     name, signature = function.__name__, inspect.signature(function)
 
     @functools.wraps(function)
@@ -161,7 +167,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Named:
-    """A class of layers whose constructor and call say jaxnorm's word for a known foreign keyword."""
+    """A base of layers whose constructor and call say what another framework's keyword is called here."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

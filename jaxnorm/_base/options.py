@@ -69,7 +69,7 @@ def epsilon(function: str, value: ArrayLike) -> Array:
 
 
 def decay(function: str, value: ArrayLike) -> None:
-    """The fraction of the old average that stays, in [0, 1]."""
+    """The weight of the old average, in [0, 1]."""
     remedy = (
         "it is the fraction of the OLD average that is kept, 1 - PyTorch's momentum: choose, for example, "
     )

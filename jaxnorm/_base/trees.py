@@ -22,7 +22,16 @@ def mapped(
     select: Select,
     otherwise: Callable[[Any], Any] = lambda v: v,
 ) -> Any:
-    """`f(v, other)` for the selected leaves; `others` is a tree like params, or None."""
+    """A tree like params, with `f(v, other)` for the leaves that are selected.
+
+    Args:
+      function: what an error speaks of.
+      f: takes an array, and the leaf of `others` at the same place.
+      params: a tree of arrays.
+      others: a tree like params; None: every leaf is None.
+      select: which leaves.
+      otherwise: takes a leaf that is not selected.
+    """
     if others is None:
         others = jax.tree.map(lambda _: None, params)
 

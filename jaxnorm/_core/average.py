@@ -48,37 +48,36 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     """
     check.decay("ema", decay)
     _check_states("ema", old, new)
-    was = cast(Any, type(old)(*map(jnp.asarray, old)))
-    now = state_as(type(new)(*map(jnp.asarray, new)), was)
-    before, seen = was.weight, now.weight
-    part = 1 - jnp.asarray(decay, before.dtype)
-    full = before + part * (1 - before)
+    before = cast(Any, type(old)(*map(jnp.asarray, old)))
+    batch = state_as(type(new)(*map(jnp.asarray, new)), before)
+    rate = 1 - jnp.asarray(decay, before.weight.dtype)
+    weight = before.weight + rate * (1 - before.weight)
     # the first step is 1, also where division is not rounded to the nearest
-    step = choose(before > 0, part / choose(full > 0, full, 1), jnp.ones_like(full))
-    # a Python or numpy number is known while tracing; a device is not asked for the value of an array
-    partly = not isinstance(decay, Array) and 0 < float(cast(Any, decay)) < 1
-    taken = seen > 0 if partly else (seen > 0) & (part > 0)
+    step = choose(before.weight > 0, rate / choose(weight > 0, weight, 1), jnp.ones_like(weight))
+    # Whether 0 < rate < 1 for certain, which saves two selects. An array is not asked for its value.
+    partial = not isinstance(decay, Array) and 0 < float(cast(Any, decay)) < 1
+    changes = batch.weight > 0 if partial else (batch.weight > 0) & (rate > 0)
 
     def average(v: Array, n: Array) -> Array:
-        """v + step * (n - v); where all or nothing is taken, exactly."""
+        """v + step * (n - v): exactly n where step is 1, and exactly v where nothing changes."""
         n = n.astype(v.dtype)
-        known, share = _beside(before > 0, v), _beside(step, v).astype(v.dtype)
-        start = choose(known, v, 0)
-        mixed = start + share * (n - start)
-        mixed = mixed if partly else choose(share >= 1, n, mixed)
-        return choose(_beside(taken, v), mixed, v)
+        here = _with_axes_of(v, step).astype(v.dtype)
+        start = choose(_with_axes_of(v, before.weight > 0), v, 0)
+        mean = start + here * (n - start)
+        mean = mean if partial else choose(here >= 1, n, mean)
+        return choose(_with_axes_of(v, changes), mean, v)
 
-    mixed = {f: average(getattr(was, f), getattr(now, f)) for f in was._fields if f != "weight"}
-    return state_as(was._replace(weight=choose(taken, full, before), **mixed), was)
+    fields = {f: average(getattr(before, f), getattr(batch, f)) for f in before._fields if f != "weight"}
+    return state_as(before._replace(weight=choose(changes, weight, before.weight), **fields), before)
 
 
-def _beside(weight: Array, v: Array) -> Array:
+def _with_axes_of(v: Array, weight: Array) -> Array:
     """`weight`, whose shape is a prefix of v's, with as many axes as v."""
     return weight.reshape(weight.shape + (1,) * (v.ndim - weight.ndim))
 
 
-def counted(state: Any) -> Any:
-    """`state`, where it can be remembered: what is not finite counts as not seen."""
+def finite_or_unseen(state: Any) -> Any:
+    """`state` with weight 0 where any field is not finite, so that it is not averaged."""
     good = jnp.asarray(True)
     for field in state:
         good &= jnp.isfinite(field)

@@ -48,8 +48,8 @@ def kept(values: Values) -> Values:
     return jax.tree.map(one, values)
 
 
-def seen(y: Array, weight: Array, bias: Any, where: Any) -> Array:
-    """y; where a mask has left nothing to normalize by, the bias."""
+def bias_if_empty(y: Array, weight: Array, bias: Array | None, where: Array | None) -> Array:
+    """y, but the bias, or 0, in samples whose `weight` is 0, which a mask has left without any element."""
     if where is None:
         return y
     return choose(weight > 0, y, 0 if bias is None else bias.astype(y.dtype))

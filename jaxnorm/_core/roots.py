@@ -16,7 +16,8 @@ einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 def newton_root(cov: Array, eye: Array, iterations: int) -> Array:
     """cov^(-1/2) by Newton's iteration, p' = (3 p - p^3 cov / trace) / 2, over sqrt(trace).
 
-    With r = cov p / trace beside it, rounding does not grow (Higham 1997).
+    r = cov p / trace is updated as well, and not computed from p: rounding errors then do not grow
+    (Higham 1997).
     """
     trace = jnp.trace(cov, axis1=-2, axis2=-1)[..., None, None]
     p, r = jnp.broadcast_to(eye, cov.shape), divide(cov, trace)  # a constant sample has no trace
@@ -39,7 +40,7 @@ def inverse_root(cov: Array, least: Array) -> Array:
 def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
     """dw = -w dr w, where r dr + dr r = dcov and r = cov w.
 
-    Where two eigenvalues meet this has no pole; their eigenvectors' derivative has one.
+    This is finite where two eigenvalues are equal, at which the derivative of eigenvectors is not.
     """
     cov, least = primals
     w = inverse_root(cov, least)

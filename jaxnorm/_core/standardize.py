@@ -1,7 +1,6 @@
 """Standardize: (x - mean) * rsqrt(var + epsilon) * scale + bias, and its inverse."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +48,7 @@ def standardize(
     Array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
     """
-    array, stored, factor, shift, least = _arguments("standardize", "x", x, m, scale, bias, epsilon)
-    return given(array, stored, factor, shift, least, dtype=dtype)
+    return given(*_arguments("standardize", "x", x, m, scale, bias, epsilon), dtype=dtype)
 
 
 @compiled
@@ -74,7 +72,8 @@ def unstandardize(
     >>> bool(jnp.allclose(jn.unstandardize(jn.standardize(x, m), m), x))
     True
     """
-    array, stored, factor, shift, least = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
+    y, m, scale, bias, least = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
+    out = dtype or y.dtype
 
     @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
     def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
@@ -82,12 +81,21 @@ def unstandardize(
         x = plus(y.astype(wide(y.dtype)), None if bias is None else -bias)
         if scale is not None:
             x = times(x, 1 / scale.astype(wide(scale.dtype)))
-        return plus(times(x, jnp.sqrt(var + least.astype(var.dtype))), mean).astype(dtype or y.dtype)
+        return plus(times(x, jnp.sqrt(var + least.astype(var.dtype))), mean).astype(out)
 
-    return inverse(array, stored, factor, shift)
+    return inverse(y, m, scale, bias)
 
 
-def _arguments(function: str, name: str, x: Any, m: Any, scale: Any, bias: Any, epsilon: Any) -> Any:
+def _arguments(
+    function: str,
+    name: str,
+    x: ArrayLike,
+    m: Moments,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    epsilon: float | Array,
+) -> tuple[Array, Moments, Array | None, Array | None, Array]:
+    """The arguments of both, checked, as arrays of as many axes as x, which is called `name`."""
     x = check.numbers(function, name, x)
     fields = (
         check.broadcastable(function, f"m.{f}", check.numbers(function, f"m.{f}", v), x, name)

@@ -106,8 +106,8 @@ def blended_batch_norm(
 
     alpha = 1 is evaluation, 0 the batch alone, N / (N + n) a prior worth N samples beside a batch of n:
     Schneider et al. 2020, arXiv:2006.16971; a fixed alpha: You, Li, Zhao 2021, arXiv:2110.04065. y
-    differentiates through both. An empty batch is evaluated by `stats`, statistics of weight 0 leave the
-    batch alone. The other arguments, dtypes and errors are those of `batch_norm`.
+    differentiates through both. An empty batch is evaluated by `stats`; if `stats` has weight 0, only the
+    batch's statistics are used. The other arguments, dtypes and errors are those of `batch_norm`.
 
     Args:
       alpha: in [0, 1]; also a traced scalar.

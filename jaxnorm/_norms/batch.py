@@ -14,7 +14,7 @@ from jaxnorm._base.arithmetic import choose, divide
 from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import as_sums, state_as
-from jaxnorm._core.average import counted, ema
+from jaxnorm._core.average import ema, finite_or_unseen
 from jaxnorm._core.moments import Moments, merge, moments
 from jaxnorm._core.normalize import known, normalize
 from jaxnorm._norms.arguments import Arguments, arguments, shared
@@ -204,7 +204,7 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
       new: the moments of the batch.
       decay: the fraction of the old state that is kept; None: the two are merged.
     """
-    start, new = sound(old), counted(new)
+    start, new = sound(old), finite_or_unseen(new)
     if decay is not None:
         state = ema(start, new, decay=decay)
     else:

@@ -12,7 +12,7 @@ from jaxnorm._base.arithmetic import divide, plus, times
 from jaxnorm._base.compilation import compiled
 from jaxnorm._core.moments import Moments, combine, moments
 from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import kept, remat, root, seen
+from jaxnorm._core.recompute import bias_if_empty, kept, remat, root
 from jaxnorm._core.statistics import usable
 from jaxnorm._norms.arguments import arguments, shared
 from jaxnorm._norms.batch import or_identity, trained_or_evaluated
@@ -73,7 +73,7 @@ def evonorm_b0(
         # 0 / 0 is 0: epsilon may be 0
         y = divide(x, jnp.maximum(sigma, plus(times(x, v), other)))
         y = plus(y if scale is None else times(y, scale), bias).astype(a.dtype)
-        return seen(y, batch.weight, bias, where), batch
+        return bias_if_empty(y, batch.weight, bias, where), batch
 
     def by_batch(_: Moments) -> tuple[Array, Moments]:
         return divided(a.x, v, a.scale, a.bias, a.where, None)
@@ -138,6 +138,6 @@ def evonorm_s0(
         x = usable(x, where)
         swish = x * jax.nn.sigmoid(times(x, v))
         y = given(swish, m._replace(mean=jnp.zeros_like(m.mean)), scale, bias, a.epsilon, dtype=a.dtype)
-        return seen(y, m.weight, bias, where)
+        return bias_if_empty(y, m.weight, bias, where)
 
     return response(*(split(v, f, groups) for v in arrays)).reshape(a.x.shape)

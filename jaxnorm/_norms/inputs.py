@@ -1,4 +1,4 @@
-"""Norms of what goes in and of what comes out: series, observations, targets."""
+"""Norms of inputs and outputs: series, observations, targets."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from jaxnorm._base.arithmetic import choose
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import state_as
-from jaxnorm._core.average import counted
+from jaxnorm._core.average import finite_or_unseen
 from jaxnorm._core.moments import Moments, merge, moments
 from jaxnorm._core.normalize import given, normalize
 from jaxnorm._core.recompute import remat
@@ -184,7 +184,7 @@ def pop_art(
     if not kernel.shape[-1:] == bias.shape == targets.shape[-1:]:
         problem = f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and {targets.shape}"
         raise error(ValueError, "pop_art", problem, "give all the same number of outputs, on the last axis")
-    m = counted(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
+    m = finite_or_unseen(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
     before = Moments(*map(jnp.asarray, stats))
     old = sound(before)
     m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(state_as(m, old), old, strict=True)))

@@ -15,7 +15,7 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import sharded_as, whole
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import kept, remat, root, seen
+from jaxnorm._core.recompute import bias_if_empty, kept, remat, root
 from jaxnorm._norms.arguments import arguments, shared
 
 
@@ -160,7 +160,7 @@ def filter_response_norm(
         m = kept(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
         m = m._replace(var=plus(m.var, None if learned is None else jnp.abs(learned)))
         y = given(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
-        y = seen(y, m.weight, bias, where)
+        y = bias_if_empty(y, m.weight, bias, where)
         return y if least is None else jnp.maximum(y, least.astype(y.dtype))
 
     return normalized(a.x, a.scale, a.bias, least, learned, a.where)

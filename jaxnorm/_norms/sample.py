@@ -200,7 +200,7 @@ def group_norm(
 
 
 def split(v: Array | None, axis: int, parts: int) -> Any:
-    """`v` with an axis as two, the parts and what is in a part; size 1 becomes 1 and 1. None stays None."""
+    """`v` with an axis split in two: `parts`, and the elements of a part. Size 1 becomes 1 and 1."""
     if v is None:
         return None
     sizes = (1, 1) if v.shape[axis] == 1 else (parts, v.shape[axis] // parts)

@@ -13,7 +13,7 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._core.moments import Moments, combine, moments
 from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import kept, remat, seen
+from jaxnorm._core.recompute import bias_if_empty, kept, remat
 from jaxnorm._norms.arguments import arguments, shared
 from jaxnorm._norms.batch import or_identity, trained_or_evaluated
 
@@ -79,7 +79,7 @@ def switchable_norm(
         var = _mixture(logits[1], [m.var for m in three])
         m = Moments(mean, var, jnp.ones_like(var))
         y = given(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
-        return seen(y, batch.weight, bias, where), batch
+        return bias_if_empty(y, batch.weight, bias, where), batch
 
     def by_batch(_: Moments) -> tuple[Array, Moments]:
         return mixed(a.x, logits, a.scale, a.bias, a.where, None)

@@ -16,7 +16,7 @@ from jaxnorm._base.messages import error, option, public
 from jaxnorm._base.sharding import gathered, replicated, sharded_as, state_as, whole
 from jaxnorm._core.average import ema
 from jaxnorm._core.moments import moments
-from jaxnorm._core.recompute import kept, remat, seen
+from jaxnorm._core.recompute import bias_if_empty, kept, remat
 from jaxnorm._core.roots import einsum, inverse_root, newton_root
 from jaxnorm._core.statistics import usable
 from jaxnorm._norms.arguments import arguments, shared
@@ -145,7 +145,7 @@ def decorrelated_batch_norm(
         y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
         y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), kind)
         y = plus(y if scale is None else times(y, scale), bias).astype(a.dtype)
-        return seen(y, m.weight[0], bias, where), m
+        return bias_if_empty(y, m.weight[0], bias, where), m
 
     def training() -> tuple[Array, Covariance]:
         y, m = whitened(a.x, a.scale, a.bias, a.where, None)
