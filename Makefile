@@ -47,9 +47,10 @@ format: $(READY)
 	@$(RUN) -m ruff format
 	@$(RUN) -m ruff check --fix
 
-# What programs for GPU and TPU cost, compiled with neither at hand.
+# What programs for GPU and TPU cost, compiled with neither at hand. In one process: what several log of missing
+# drivers would follow pytest's summary.
 aot: $(AOT)/.ready
-	@JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -n 2 tests/compiled
+	@JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest tests/compiled
 
 $(AOT)/.ready: pyproject.toml
 	@echo "Setting up $(AOT): compilers for H100 and TPU v5e, wheels of some 200 MB each"
