@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# A file's tests share what they compile, so one process runs them.
+PARALLEL := -n 2 --dist loadfile
+PYTEST := $(RUN) -m pytest $(PARALLEL)
 READY := $(VENV)/.ready
 AOT := $(VENV)-aot
 PEERS := $(VENV)-peers
@@ -17,23 +20,23 @@ demo: $(READY)
 demo-short: $(READY)
 	@$(RUN) examples/digits.py --norm batch --epochs 1
 
-# Every property once, in some five minutes: what is marked `slow` is left to `make test-all`.
+# Every property once, of programs that are compiled without optimizing: that takes two thirds of the time.
 test: $(READY)
-	@$(RUN) -m pytest -n 2 -m "not slow"
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow"
 
-# Every test there is; those of tests/compiled and tests/peers where their compilers and libraries are.
+# Every test there is, of programs as users run them; tests/compiled and tests/peers where what they need is.
 test-all: $(READY)
-	@$(RUN) -m pytest -n 2 --ignore tests/compiled --ignore tests/peers
+	@$(PYTEST) --ignore tests/compiled --ignore tests/peers
 	@$(MAKE) aot peers
 
 # What must run at the lowest versions: every example in a docstring, the laws, the layers.
 smoke: $(READY)
-	@$(RUN) -m pytest -n 2 -m "not slow" jaxnorm tests/docs/test_imports.py tests/core/test_moments.py tests/layers/test_layers.py
+	@$(PYTEST) -m "not slow" jaxnorm tests/docs/test_imports.py tests/core/test_moments.py tests/layers/test_layers.py
 
 # What must run on a newer jax, too: the core, its derivatives, the layers; and these with the remat to come.
 newest: $(READY)
-	@$(RUN) -m pytest -n 2 -m "not slow" tests/core tests/layers tests/norms/test_derivatives.py
-	@JAX_REMAT3=1 $(RUN) -m pytest -n 2 -m "not slow" $(DERIVATIVES)
+	@$(PYTEST) -m "not slow" tests/core tests/layers tests/norms/test_derivatives.py
+	@JAX_REMAT3=1 $(PYTEST) -m "not slow" $(DERIVATIVES)
 
 lint: $(READY)
 	@$(RUN) -m ruff format --check
@@ -44,9 +47,10 @@ format: $(READY)
 	@$(RUN) -m ruff format
 	@$(RUN) -m ruff check --fix
 
-# What programs for GPU and TPU cost, compiled with neither at hand.
+# What programs for GPU and TPU cost, compiled with neither at hand. In one process: what several log of missing
+# drivers would follow pytest's summary.
 aot: $(AOT)/.ready
-	@JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -n 2 tests/compiled
+	@JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest tests/compiled
 
 $(AOT)/.ready: pyproject.toml
 	@echo "Setting up $(AOT): compilers for H100 and TPU v5e, wheels of some 200 MB each"

@@ -200,7 +200,7 @@ def test_with_debias_every_channel_is_asked_by_itself(api):
 
 
 @both
-@every
+@some
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_may_change_on_a_built_layer(api, row, option):
     changed, built = Side(api, row), Side(api, row, **OPTIONS[option])
