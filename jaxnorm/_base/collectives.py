@@ -115,7 +115,7 @@ def with_groups(function: str, axis_name: Any, axis_index_groups: Any) -> Any:
     return InGroups(axis_name, axis_index_groups)
 
 
-def bound(function: str, axis_name: Any, _: None = None, *, option: str = "axis_name") -> Names:
+def bound(function: str, axis_name: Any, *, option: str = "axis_name") -> Names:
     """The axes that names stand for, without those of an `IfBound` that are missing.
 
     Args:

@@ -222,7 +222,6 @@ def normalize(
     corrections: Corrections | None = None,
     others: Any = (),
     axis_name: Any = None,
-    axis_index_groups: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
     """y and its Moments; the arguments are checked for the public function of that name.
@@ -237,7 +236,7 @@ def normalize(
       corrections, others: `corrections(moments, epsilon, *others)` gives r and d of
         y = (xhat * r + d) * scale + bias.
     """
-    names = devices.bound(function, axis_name, axis_index_groups)
+    names = devices.bound(function, axis_name)
     args = (
         check.affine(function, "scale", scale, x, features),
         check.affine(function, "bias", bias, x, features),
