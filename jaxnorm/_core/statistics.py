@@ -77,18 +77,24 @@ def _sums(
       values: these sums, where they are known. They are then differentiated, and not computed.
     """
     unit = _unit(r, reads.x.shape)
-    # An array, of which each read has its own: XLA:CPU writes out a number by which two reads multiply x.
-    factor = None if unit == 1 else jnp.full((1,) * reads.x.ndim, unit, reads.dtype)
 
-    def first(x: Array, s: Any, w: Any, _: Any) -> Array:
+    def first(x: Array, s: Any, w: Any) -> Array:
         return r.sum(_weighed(w, _minus(x, s)))
 
-    def second(x: Array, s: Any, w: Any, u: Any) -> Array:
-        d = _minus(x, s)
-        return r.sum(_weighed(w, abs2(d if u is None else times(d, u))))
+    def second(x: Array, s: Any, w: Any) -> Array:
+        return r.sum(_weighed(w, abs2(_minus(x, s)))) * unit**2
+
+    def second_in_units(x: Array, s: Any, w: Any) -> Array:
+        return r.sum(_weighed(w, abs2(_minus(x, s) * unit)))
 
     wanted = {Read.SUM: first, Read.SQUARES: second} if r.centered else {Read.SQUARES: second}
-    return {read: reads(read, f, shift, where, factor, value=values.get(read)) for read, f in wanted.items()}
+    if unit != 1 and Read.SQUARES not in values:
+        # The value is taken in units, so that it does not overflow. The derivative needs none: so the backward
+        # pass multiplies no element of x by a unit.
+        x = lax.stop_gradient(reads.clean)
+        value = Reads(x, x)(Read.SQUARES, second_in_units, shift, lax.stop_gradient(where))
+        values = {**values, Read.SQUARES: value}
+    return {read: reads(read, f, shift, where, value=values.get(read)) for read, f in wanted.items()}
 
 
 def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> tuple[Array, dict[Read, Array]]:
