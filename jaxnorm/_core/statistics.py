@@ -89,7 +89,7 @@ def _sums(
 
     wanted = {Read.SUM: first, Read.SQUARES: second} if r.centered else {Read.SQUARES: second}
     if unit != 1 and Read.SQUARES not in values:
-        # The value is taken in units, so that it does not overflow. The derivative needs none: so the backward
+        # The value is taken in units, so that it does not overflow. The derivative needs none: the backward
         # pass multiplies no element of x by a unit.
         x = lax.stop_gradient(reads.clean)
         value = Reads(x, x)(Read.SQUARES, second_in_units, shift, lax.stop_gradient(where))
