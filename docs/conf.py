@@ -36,7 +36,7 @@ napoleon_custom_sections = [("Returns", "params_style")]
 def as_restructured_text(
     app: object, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Escape what a docstring means literally and reStructuredText would interpret: |x| and **options.
+    """Escape what a docstring means literally and reStructuredText would interpret: |x| and a * b.
 
     Args:
       app, what, name, thing, options: what Sphinx passes.
@@ -47,7 +47,7 @@ def as_restructured_text(
         in_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
         if not in_example:
             parts = line.split("`")
-            parts[::2] = [part.replace("|", r"\|").replace("**", r"\*\*") for part in parts[::2]]
+            parts[::2] = [part.replace("|", r"\|").replace("*", r"\*") for part in parts[::2]]
             lines[i] = "`".join(parts)
 
 

@@ -24,10 +24,15 @@ def run(page):
 @pytest.mark.flexible
 def test_the_blocks_of_the_readme_run():
     number, names = run(PAGES[0])
-    assert number >= 4
-    assert bool(names["mask"].any())
-    assert bool(names["jnp"].isfinite(names["y"][names["mask"]]).all())
-    assert bool(names["jnp"].isfinite(names["stats"].mean).all())
+    assert number == 2
+    x, stats, merged = names["x"], names["stats"], names["merged"]
+    assert names["predictions"].shape == (64, 1)
+    assert bool(names["jnp"].isfinite(stats.mean).all())
+    assert bool(names["jnp"].allclose(merged.var, x.var(0), atol=1e-6))
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text("utf-8").splitlines()) < 200
 
 
 @pytest.mark.flexible
@@ -68,23 +73,6 @@ def of_tables(text):
 
 def options_in(text):
     return set(re.findall(r"`(\w+)=`", text))
-
-
-def test_the_readme_says_which_norm_takes_which_option():
-    text = PAGES[0].read_text(encoding="utf-8")
-    functions = set(of_tables(text.split("## The functions")[1].split("\n## ")[0])) - {"moments"}
-    names, taken, exception = re.search(
-        r"^((?:`\w+`[^`]*?)+) take (`where=`.*?): (?:.*?\. )(`unit_norm` takes .*? none)\.$",
-        text,
-        re.M | re.S,
-    ).groups()
-    names = set(re.findall(r"`(\w+)`", names))
-    assert options_in(taken) == SHARED | AFFINE
-    assert exception == "`unit_norm` takes `epsilon=` of these, and `local_response_norm` none"
-    assert functions == names | {"unit_norm", "local_response_norm"}
-    for name in functions:
-        expected = {"unit_norm": {"epsilon"}, "local_response_norm": set()}.get(name, SHARED | AFFINE)
-        assert parameters(name) & (SHARED | AFFINE) == expected, name
 
 
 @pytest.mark.parametrize("options", [SHARED, AFFINE], ids=["shared", "affine"])
