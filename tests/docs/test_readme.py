@@ -14,7 +14,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def run(page):
     """What the page's blocks, one after the other, have named."""
-    blocks = re.findall(r"^```(?:python|\{code-cell\} python)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    blocks = re.findall(
+        r"^```(?:python|\{code-cell\} python)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S
+    )
     names = {"__name__": page.stem}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
