@@ -3,8 +3,8 @@
     pip install -e '.[peers]'
     python -m benchmarks.features
 
-"-" stands for what does not arise: what happens under a mask, in a library whose batch norm takes none. "no" in the
-last rows means that no public name of the library's normalization speaks of it.
+"-" stands for what does not arise: what happens under a mask, in a library whose batch norm takes none. "no" in
+the last rows means that no public name of the library's normalization speaks of it.
 """
 
 import inspect
@@ -19,6 +19,8 @@ import equinox as eqx
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import jaxnorm.convert
+import jaxnorm.monitor
 import keras
 import numpy as np
 import torch
@@ -26,9 +28,7 @@ from flax import linen as nn
 from jax import Array
 
 import jaxnorm
-import jaxnorm.convert
 import jaxnorm.linen as jn
-import jaxnorm.monitor
 
 LIBRARIES = ("jaxnorm", "Flax", "Haiku", "Equinox", "Keras", "PyTorch")
 FLAX = {"jaxnorm": jn, "Flax": nn}  # two libraries with the same interface
@@ -137,12 +137,12 @@ def nan_under_the_mask(library: str) -> str:
         return "-"
     x = jnp.array([[[1.0, 2.0], [2.0, 5.0], [4.0, 6.0], [jnp.nan, jnp.nan]]])
     mask = jnp.isfinite(x[..., :1])
-    if library == "Keras":
-        _, call = keras_norm(x)
-        masked = lambda x: call(x, mask=mask[..., 0])[0]
-    else:
-        norm = flax_norm(FLAX[library], x)
-        masked = lambda x: norm(x, mask=mask)[0]
+
+    def masked(x: Array) -> Any:
+        if library == "Keras":
+            return keras_norm(x)[1](x, mask=mask[..., 0])[0]
+        return flax_norm(FLAX[library], x)(x, mask=mask)[0]
+
     return yes(jnp.isfinite(jax.grad(lambda x: jnp.where(mask, masked(x), 0).std())(x)).all())
 
 
