@@ -3,8 +3,8 @@
     pip install -e '.[peers]'
     python -m benchmarks.features
 
-"-" stands for what does not arise: what happens under a mask, in a library whose batch norm takes none. "no" in
-the last rows means that no public name of the library's normalization speaks of it.
+"-" stands for what does not arise: what happens under a mask, in a library whose batch norm takes none. "no"
+in the last rows means that no public name of the library's normalization speaks of it.
 """
 
 import inspect
