@@ -1,11 +1,11 @@
-"""From training to serving: exact statistics, batch norms folded into convolutions, one file for all platforms.
+"""From training to serving: exact statistics, folded batch norms, and one file for all platforms.
 
     python examples/serve.py --epochs 3 --out runs/serve
 
 Trains the digits' network, recomputes its statistics over the training data, folds every batch norm into the
-convolution before it, and exports the evaluation with `jax.export`: for cpu, cuda and tpu, for any batch size.
-The files are read back and run here. Prints accuracy, the greatest difference, the time of a batch and the size
-of a file.
+convolution before it, and exports the evaluation with `jax.export`: for cpu, cuda and tpu, and any batch size.
+The files are read back and run here. Prints accuracy, the greatest difference, the time of a batch, and the
+size of a file.
 """
 
 import argparse
