@@ -3,7 +3,7 @@
     python examples/serve.py --epochs 3 --out runs/serve
 
 Trains the digits' network, recomputes its statistics over the training data, folds every batch norm into the
-convolution before it, and exports the evaluation with `jax.export`: for cpu, cuda and tpu, and any batch size.
+convolution before it, and exports the evaluation with `jax.export` for cpu, cuda and tpu, and any batch size.
 The files are read back and run here. Prints accuracy, the greatest difference, the time of a batch, and the
 size of a file.
 """
