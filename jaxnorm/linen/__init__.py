@@ -13,6 +13,7 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+After training, `fold` makes norms part of the layers beside them.
 """
 
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
@@ -40,6 +41,7 @@ from jaxnorm.linen.family_batch import InputNorm as InputNorm
 from jaxnorm.linen.family_batch import IterNorm as IterNorm
 from jaxnorm.linen.family_batch import RecurrentBatchNorm as RecurrentBatchNorm
 from jaxnorm.linen.family_batch import SwitchableNorm as SwitchableNorm
+from jaxnorm.linen.fold import fold as fold
 from jaxnorm.linen.freezing import freeze as freeze
 from jaxnorm.linen.freezing import norm_labels as norm_labels
 from jaxnorm.linen.freezing import unfreeze as unfreeze

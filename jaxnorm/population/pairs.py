@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.arithmetic import abs2, wide
+from jaxnorm._base.arithmetic import abs2, one_plus, wide
 from jaxnorm._base.messages import error
 from jaxnorm._core.moments import Moments
 from jaxnorm.population.fold import fold_batch_norm, fold_into_next, fold_scale
@@ -34,11 +34,11 @@ class Norm(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer beside a norm, and which axes of its kernel, without those that stack layers, are the norm's."""
+    """A layer beside a norm; which axes of its kernel, without those that stack layers, are its features."""
 
     kernel: Array
     bias: Array | None
-    feature_axis: int | tuple[int, ...]
+    feature_axis: tuple[int, ...]  # negative
     groups: int = 1
     stacked: int = 0  # how many leading axes stack layers
 
@@ -88,6 +88,25 @@ def without_statistics(norm: str) -> ValueError:
     return error(ValueError, "fold", problem, remedy)
 
 
+def without_bias(norm: str, layer: str) -> ValueError:
+    """The error for a layer without a bias, after a norm that shifts."""
+    problem = f"layer '{layer}' has no bias, which would hold the shift of norm '{norm}'"
+    return error(ValueError, "fold", problem, "give the layer a bias, of zeros")
+
+
+def no_batch_norm(norm: str, others: Collection[str], shapes: Collection[tuple[int, ...]]) -> ValueError:
+    """The error for a norm of other variables than batch norm's: others by name, or of several shapes."""
+    what = f"parameters {', '.join(others)}" if others else f"values of shapes {sorted(shapes)}"
+    problem = f"norm '{norm}' has {what}, so that its evaluation is not that of one batch norm"
+    return error(ValueError, "fold", problem, "fold batch norms")
+
+
+def normalized_weights(layer: str, baked: str) -> ValueError:
+    """The error for a layer in weight or spectral norm; `baked` is the call that takes it out."""
+    problem = f"layer '{layer}' is wrapped in weight norm or spectral norm, which would undo a new length"
+    return error(ValueError, "fold", problem, f"bake its weights first, by {baked}")
+
+
 def misfit(norm: str, layer: str, features: tuple[int, ...], kernel: tuple[int, ...]) -> ValueError:
     """The error for a norm and a layer whose sizes do not fit."""
     problem = (
@@ -118,23 +137,26 @@ def placed(
       into: one of `SIDES`.
       feature_axis: the user's choice, negative axes of the kernel; None: to be found.
     """
-    last = -1 if into == "previous" else -2
     count = len(features)
     if feature_axis is not None:
         axes = feature_axis if isinstance(feature_axis, tuple) else (feature_axis,)
+        if any(a >= 0 for a in axes):
+            problem = f"feature_axis={feature_axis!r} counts from the first axis, which may stack layers"
+            raise error(ValueError, "fold", problem, "count from the last: choose a negative axis")
         choices = [Layer(kernel, bias, axes, stacked=count - len(axes))]
-    elif into == "previous":
-        several = tuple(range(-count, 0))
-        choices = [Layer(kernel, bias, (last,), stacked=count - 1), Layer(kernel, bias, several)]
     else:
-        several = tuple(range(-kernel.ndim, count - kernel.ndim))
-        choices = [Layer(kernel, bias, (last,), stacked=count - 1), Layer(kernel, bias, several)]
+        last = -1 if into == "previous" else -2
+        first = -count if into == "previous" else -kernel.ndim
+        several = Layer(kernel, bias, tuple(range(first, first + count)))
+        choices = [Layer(kernel, bias, (last,), stacked=count - 1), several]
+        if into == "next" and bias is not None:  # whose axes are those that come after the features
+            choices = [c for c in choices if -1 - max(c.feature_axis) == bias.ndim - c.stacked]
     fitting = {c.feature_axis: fitted for c in choices if (fitted := _fitted(c, features, into)) is not None}
     if len(fitting) > 1:
-        axes = " or ".join(str(a[0] if len(a) == 1 else a) for a in fitting)
-        problem = f"norm '{norm}' has features of shape {features}, and layer '{layer}' a kernel of shape "
-        problem += f"{kernel.shape}, which are either stacked layers or several axes of features"
-        raise error(ValueError, "fold", problem, f"say which: feature_axis={axes}")
+        names = " or ".join(str(a[0] if len(a) == 1 else a) for a in fitting)
+        problem = f"norm '{norm}' has features of shape {features}, which may be on several axes of layer "
+        problem += f"'{layer}' with a kernel of shape {kernel.shape}"
+        raise error(ValueError, "fold", problem, f"say which: feature_axis={names}")
     if not fitting:
         raise misfit(norm, layer, features, kernel.shape)
     return next(iter(fitting.values()))
@@ -143,7 +165,6 @@ def placed(
 def _fitted(layer: Layer, features: tuple[int, ...], into: str) -> Layer | None:
     """The layer, with its groups, if a norm's features of this shape fit; else None."""
     axes, stacked, shape = layer.feature_axis, layer.stacked, layer.kernel.shape
-    assert isinstance(axes, tuple)
     inner = shape[stacked:]
     if stacked < 0 or shape[:stacked] != features[:stacked] or any(-a > len(inner) for a in axes):
         return None
@@ -157,24 +178,28 @@ def _fitted(layer: Layer, features: tuple[int, ...], into: str) -> Layer | None:
     return None
 
 
-def folded(layer: Layer, norm: Norm, *, into: str, epsilon: float) -> tuple[Array, Array | None]:
+def folded(
+    layer: Layer, norm: Norm, *, into: str, epsilon: float, zero_centered_scale: bool = False
+) -> tuple[Array, Array | None]:
     """The kernel and the bias of the layer with the norm in it.
 
     Args:
       layer, norm: as they are stored.
       into: one of `SIDES`.
       epsilon: the norm's.
+      zero_centered_scale: the norm's scale is 1 + what is stored.
     """
 
     def one(kernel: Array, bias: Array | None, norm: Norm) -> tuple[Array, Array | None]:
-        options = {"scale": norm.scale, "norm_bias": norm.bias, "feature_axis": layer.feature_axis}
-        if norm.mean is None:
+        options: dict[str, Any] = {
+            "scale": one_plus(norm.scale) if zero_centered_scale else norm.scale,
+            "norm_bias": norm.bias,
+            "feature_axis": layer.feature_axis,
+        }
+        if norm.mean is None or norm.var is None:
             return fold_scale(kernel, bias, groups=layer.groups, **options)
-        mean, var = norm.mean, norm.var
-        assert var is not None
-        stats = Moments(
-            mean, var, jnp.ones(var.shape, wide(var.dtype))
-        )  # the stored ones, whatever the weight
+        # evaluation is by the stored mean and var, whatever their weight
+        stats = Moments(norm.mean, norm.var, jnp.ones(norm.var.shape, wide(norm.var.dtype)))
         if into == "previous":
             return fold_batch_norm(kernel, bias, stats, epsilon=epsilon, **options)
         return fold_into_next(kernel, bias, stats, epsilon=epsilon, groups=layer.groups, **options)
@@ -184,7 +209,9 @@ def folded(layer: Layer, norm: Norm, *, into: str, epsilon: float) -> tuple[Arra
     return one(layer.kernel, layer.bias, norm)
 
 
-def neutral(path: str, norm: Norm, *, epsilon: float, kept: Array | None = None) -> Norm:
+def neutral(
+    path: str, norm: Norm, *, epsilon: float, zero_centered_scale: bool = False, kept: Array | None = None
+) -> Norm:
     """The norm's arrays with which it is the identity, of the same dtypes, or y = x + kept.
 
     var + epsilon is 1 to the last bit in float32, as 1 - epsilon is rounded by less than half a unit of 1.
@@ -192,24 +219,23 @@ def neutral(path: str, norm: Norm, *, epsilon: float, kept: Array | None = None)
     Args:
       path: the norm's.
       norm: as it is stored.
-      epsilon: the norm's.
+      epsilon, zero_centered_scale: the norm's.
       kept: one value a feature; None is 0. It is the norm's bias, or where it has none, its mean.
     """
     if norm.var is not None and epsilon > 1:
         problem = f"norm '{path}' has epsilon={epsilon}, with which no variance >= 0 makes it the identity"
         raise error(ValueError, "fold", problem, "choose an epsilon of at most 1")
-    mean = norm.mean if norm.mean is None else jnp.zeros_like(norm.mean)
-    bias = norm.bias if norm.bias is None else jnp.zeros_like(norm.bias)
-    if kept is not None and norm.bias is not None:
-        bias = kept.astype(norm.bias.dtype)
-    elif kept is not None and norm.mean is not None:
-        mean = (-kept).astype(wide(norm.mean.dtype))
-    return Norm(
-        None if norm.scale is None else jnp.ones_like(norm.scale),
-        bias,
-        mean,
-        None if norm.var is None else jnp.full(norm.var.shape, 1 - epsilon, wide(norm.var.dtype)),
-    )
+    scale, bias, mean, var = norm
+    if scale is not None:
+        scale = jnp.zeros_like(scale) if zero_centered_scale else jnp.ones_like(scale)
+    if bias is not None:
+        bias = jnp.zeros_like(bias) if kept is None else kept.astype(bias.dtype)
+        kept = None
+    if mean is not None:
+        mean = jnp.zeros_like(mean) if kept is None else (-kept).astype(wide(mean.dtype))
+    if var is not None:
+        var = jnp.full(var.shape, 1 - epsilon, wide(var.dtype))
+    return Norm(scale, bias, mean, var)
 
 
 def difference(before: Any, after: Any) -> str:

@@ -324,8 +324,8 @@ ERRORS = [
     ),
     (
         lambda: fold_batch_norm(KERNEL, None, ONE, epsilon=-1.0),
-        "fold_batch_norm: epsilon=-1.0 is not a number >= 0; it is added to the variance: choose, for example, "
-        "1e-5.",
+        "fold_batch_norm: epsilon=-1.0 is not a number >= 0; it is added to the variance: choose, for "
+        "example, 1e-5.",
     ),
     (
         lambda: fold_batch_norm(KERNEL, None, None),
