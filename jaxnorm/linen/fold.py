@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxnorm._base.messages import error
 from jaxnorm.population import pairs as shared
+from jaxnorm.population import refusals
 
 Path = tuple[str, ...]
 
@@ -102,7 +103,7 @@ def _folded(
         kernel, new_bias = shared.folded(place, norm, into=into, **options)
         if bias is None and new_bias is not None:
             if into == "next":
-                raise shared.without_bias(norm_path, path)
+                raise refusals.without_bias(norm_path, path)
             kept, new_bias = new_bias, None
         new = _with(new, "params", path, kernel=kernel, bias=new_bias)
     scale, bias, mean, var = shared.neutral(norm_path, norm, kept=kept, **options)
@@ -119,14 +120,14 @@ def _norm(variables: Any, path: str, into: str) -> shared.Norm:
         there = {p for p, v in found["batch_stats"].items() if {"mean", "var"} <= v.keys()}
         if into == "next":
             there.update(p for p, v in found["params"].items() if v.keys() <= {"scale", "bias"})
-        raise shared.no_such("norm", path, ["/".join(p) for p in there])
+        raise refusals.no_such("norm", path, ["/".join(p) for p in there])
     if into == "previous" and "mean" not in stats:
-        raise shared.without_statistics(path)
+        raise refusals.without_statistics(path)
     others = sorted(set(parameters).difference({"scale", "bias"}))
     values = [meta.unbox(v) for v in (*parameters.values(), *(stats.get(n) for n in ("mean", "var")))]
     shapes = {v.shape for v in values if v is not None}
     if others or len(shapes) > 1:
-        raise shared.no_batch_norm(path, others, shapes)
+        raise refusals.no_batch_norm(path, others, shapes)
     return shared.Norm(
         *(meta.unbox(parameters.get(name)) for name in ("scale", "bias")),
         *(meta.unbox(stats.get(name)) for name in ("mean", "var")),
@@ -138,12 +139,12 @@ def _layer(variables: Any, path: str) -> tuple[Array, Array | None]:
     found, names = dict(_nodes(variables["params"])), tuple(path.split("/"))
     node = found.get(names, {})
     if "kernel" not in node:
-        raise shared.no_such("layer", path, ["/".join(p) for p, v in found.items() if "kernel" in v])
+        raise refusals.no_such("layer", path, ["/".join(p) for p, v in found.items() if "kernel" in v])
     *parents, name = names
     for place, values in (*found.items(), *_nodes(variables.get("batch_stats", {}))):
         beside = place == tuple(parents) or place[:-1] == tuple(parents)
         if beside and any(key.startswith(f"{name}/kernel/") for key in values):
-            raise shared.normalized_weights(path, "linen.bake(variables)")
+            raise refusals.normalized_weights(path, "linen.bake(variables)")
     return meta.unbox(node["kernel"]), meta.unbox(node.get("bias"))
 
 

@@ -1,8 +1,7 @@
 """A norm and the layers beside it, as a model stores them: what the `fold` of linen and of nnx share."""
 
-import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import abs2, one_plus, wide
 from jaxnorm._base.messages import error
 from jaxnorm._core.moments import Moments
+from jaxnorm.population import refusals as refusals
 from jaxnorm.population.fold import fold_batch_norm, fold_into_next, fold_scale
 
 # The layer that a norm becomes part of: the one whose output it takes, or those that take its output.
@@ -68,56 +68,6 @@ def checked(pairs: Any, into: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def no_such(kind: str, path: str, there: Collection[str]) -> ValueError:
-    """The error for a path at which there is nothing.
-
-    Args:
-      kind: what was sought, "norm" or "layer".
-      path: what the user gave.
-      there: the paths of all that would do.
-    """
-    near = difflib.get_close_matches(path, there, n=3, cutoff=0.4) or sorted(there)[:8]
-    remedy = f"there is: {', '.join(near)}" if near else "the model has none"
-    return error(ValueError, "fold", f"there is no {kind} '{path}'", remedy)
-
-
-def without_statistics(norm: str) -> ValueError:
-    """The error for a norm without statistics that is to become part of the layer before it."""
-    problem = f"norm '{norm}' keeps no statistics, without which it is not affine"
-    remedy = 'only its scale and bias fold, into the layer after it: fold(..., into="next")'
-    return error(ValueError, "fold", problem, remedy)
-
-
-def without_bias(norm: str, layer: str) -> ValueError:
-    """The error for a layer without a bias, after a norm that shifts."""
-    problem = f"layer '{layer}' has no bias, which would hold the shift of norm '{norm}'"
-    return error(ValueError, "fold", problem, "give the layer a bias, of zeros")
-
-
-def no_batch_norm(norm: str, others: Collection[str], shapes: Collection[tuple[int, ...]]) -> ValueError:
-    """The error for a norm of other variables than batch norm's: others by name, or of several shapes."""
-    what = f"parameters {', '.join(others)}" if others else f"values of shapes {sorted(shapes)}"
-    problem = f"norm '{norm}' has {what}, so that its evaluation is not that of one batch norm"
-    return error(ValueError, "fold", problem, "fold batch norms")
-
-
-def normalized_weights(layer: str, baked: str) -> ValueError:
-    """The error for a layer in weight or spectral norm; `baked` is the call that takes it out."""
-    problem = f"layer '{layer}' is wrapped in weight norm or spectral norm, which would undo a new length"
-    return error(ValueError, "fold", problem, f"bake its weights first, by {baked}")
-
-
-def misfit(norm: str, layer: str, features: tuple[int, ...], kernel: tuple[int, ...]) -> ValueError:
-    """The error for a norm and a layer whose sizes do not fit."""
-    problem = (
-        f"norm '{norm}' has features of shape {features}, which do not fit layer '{layer}' with a kernel "
-    )
-    remedy = (
-        "pair layers that follow each other, or choose the kernel's axis of the norm's features, feature_axis"
-    )
-    return error(ValueError, "fold", f"{problem}of shape {kernel}", remedy)
-
-
 def placed(
     norm: str,
     layer: str,
@@ -158,7 +108,7 @@ def placed(
         problem += f"'{layer}' with a kernel of shape {kernel.shape}"
         raise error(ValueError, "fold", problem, f"say which: feature_axis={names}")
     if not fitting:
-        raise misfit(norm, layer, features, kernel.shape)
+        raise refusals.misfit(norm, layer, features, kernel.shape)
     return next(iter(fitting.values()))
 
 
@@ -236,6 +186,99 @@ def neutral(
     if var is not None:
         var = jnp.full(var.shape, 1 - epsilon, wide(var.dtype))
     return Norm(scale, bias, mean, var)
+
+
+def feature_axes(norm_path: str, layer_path: str, norm: Any, layer: Any, into: str) -> tuple[int, ...]:
+    """Which axes of a kernel are a norm's features: negative, ascending.
+
+    Args:
+      norm_path, layer_path: where they are.
+      norm: with batch norm's `axis`, or `feature_axes`; without, its features are the last axis.
+      layer: with the fields of Flax's Linear, LinearGeneral, Conv or ConvTranspose.
+      into: one of `SIDES`.
+    """
+    chosen = getattr(norm, "axis", getattr(norm, "feature_axes", -1))
+    axes = sorted(chosen) if isinstance(chosen, Iterable) else [chosen]
+    if hasattr(layer, "kernel_size"):  # x has a batch axis, the window's axes, and the features
+        ndim = len(layer.kernel_size) + 2
+        axes = [a - ndim if a >= 0 else a for a in axes]
+        features = [-1]
+        on_kernel = [-1 if (into == "previous") != getattr(layer, "transpose_kernel", False) else -2]
+    elif not hasattr(layer, "axis"):
+        features, on_kernel = [-1], [-1 if into == "previous" else -2]
+    elif layer.batch_axis:
+        features, on_kernel = [], []
+    elif into == "previous":
+        features = on_kernel = list(range(-len(layer.out_features), 0))
+    else:
+        features = list(layer.axis)
+        on_kernel = [i - len(features) - len(layer.out_features) for i in range(len(features))]
+    place = dict(zip(features, on_kernel, strict=True))
+    found = tuple(place.get(a, 0) for a in axes)
+    if 0 in found or list(found) != sorted(found):
+        problem = (
+            f"norm '{norm_path}' has its features on axis {chosen}, and layer '{layer_path}' on {features}"
+        )
+        raise error(ValueError, "fold", problem, "give both the same, counted from the last: -1")
+    return found
+
+
+def shaped(norm_path: str, layer_path: str, layer: Layer, norm: Norm) -> tuple[Layer, Norm]:
+    """Layer and norm for `folded`, where the norm stores all its features on one axis, the last."""
+    *stack, count = norm.shape
+    inner = layer.kernel.shape[len(stack) :]
+    fits = layer.kernel.shape[: len(stack)] == tuple(stack) and len(inner) >= -min(layer.feature_axis)
+    sizes = [inner[a] for a in layer.feature_axis] if fits else []
+    if not fits or math.prod(sizes) * layer.groups != count:
+        raise refusals.misfit(norm_path, layer_path, norm.shape, layer.kernel.shape)
+    if len(sizes) > 1:
+        norm = Norm(*(v if v is None else v.reshape(*stack, *sizes) for v in norm))
+    return layer._replace(stacked=len(stack)), norm
+
+
+def bias_sharding(names: Any, layer: Any, bias: Array) -> Any:
+    """The sharding of a new bias, by the names of a kernel's axes, or None: those of its outputs.
+
+    Args:
+      names: a tuple, or a PartitionSpec, of a name or None for each axis of the kernel.
+      layer: as in `feature_axes`, with its kernel.
+      bias: of the layer.
+    """
+    if not isinstance(names, tuple):
+        return None
+    every = [*names, *[None] * (layer.kernel.ndim - len(names))]
+    several = layer.out_features
+    outputs = len(several) if isinstance(several, tuple) else 1
+    stacked = bias.ndim - outputs
+    own = every[-2:-1] if getattr(layer, "transpose_kernel", False) else every[-outputs:]
+    return type(names)(*every[:stacked], *own) if hasattr(names, "_partitions") else (*every[:stacked], *own)
+
+
+def joined(owner: str, path: Iterable[Any]) -> str:
+    """The path of a module inside the one at `owner`."""
+    return "/".join([owner, *map(str, path)] if owner else map(str, path))
+
+
+def common_path(paths: Iterable[str]) -> str:
+    """The path of the smallest module that has the modules at all of these."""
+    same = []
+    for names in zip(*(path.split("/")[:-1] for path in paths), strict=False):
+        if len(set(names)) > 1:
+            break
+        same.append(names[0])
+    return "/".join(same)
+
+
+def likely_shapes(layers: Iterable[Any]) -> list[tuple[int, ...]]:
+    """Shapes of x that a module with these layers may take: those that its layers take."""
+    shapes = []
+    for layer in layers:
+        features = getattr(layer, "in_features", None)
+        if isinstance(features, int):
+            shapes.append((2, *[32] * len(getattr(layer, "kernel_size", ())), features))
+        elif isinstance(features, tuple):
+            shapes.append((2, *features))
+    return list(dict.fromkeys(shapes))[:8]
 
 
 def difference(before: Any, after: Any) -> str:

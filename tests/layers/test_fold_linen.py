@@ -212,7 +212,7 @@ def test_a_chain_of_norms_of_one_layer():
 def variables_of(norm=None, **layer):
     """Variables of a layer `dense` and a norm `norm` after it, of 4 features, as a user holds them."""
     stats = {"mean": jnp.zeros(4), "var": jnp.ones(4)}
-    layer = {"kernel": jnp.ones((3, 4))} if not layer else layer
+    layer = layer or {"kernel": jnp.ones((3, 4))}
     params = {"norm": {"scale": jnp.ones(4)}} if norm is None else norm
     return {"params": {"dense": layer, **params}, "batch_stats": {"norm": stats}}
 
@@ -249,8 +249,8 @@ ERRORS = [
     ),
     (
         lambda: jnl.fold({"params": {"norm": {"scale": jnp.ones(4)}}}, {"norm": "dense"}),
-        "fold: norm 'norm' keeps no statistics, without which it is not affine; only its scale and bias fold, "
-        'into the layer after it: fold(..., into="next").',
+        "fold: norm 'norm' keeps no statistics, without which it is not affine; only its scale and bias "
+        'fold, into the layer after it: fold(..., into="next").',
     ),
     (
         lambda: jnl.fold({"params": {"norm": {"scale": jnp.ones(4)}}}, {"norm": "dense"}, into="next"),
@@ -263,8 +263,8 @@ ERRORS = [
     ),
     (
         lambda: jnl.fold(variables_of({"norm": {"scale": jnp.ones(1)}}), PAIR),
-        "fold: norm 'norm' has values of shapes [(1,), (4,)], so that its evaluation is not that of one batch "
-        "norm; fold batch norms.",
+        "fold: norm 'norm' has values of shapes [(1,), (4,)], so that its evaluation is not that of one "
+        "batch norm; fold batch norms.",
     ),
     (
         lambda: jnl.fold(variables_of(**NARROW), PAIR),
@@ -274,8 +274,8 @@ ERRORS = [
     ),
     (
         lambda: jnl.fold(variables_of(), PAIR, feature_axis=1),
-        "fold: feature_axis=1 counts from the first axis, which may stack layers; count from the last: choose "
-        "a negative axis.",
+        "fold: feature_axis=1 counts from the first axis, which may stack layers; count from the last: "
+        "choose a negative axis.",
     ),
     (
         lambda: jnl.fold(variables_of(kernel=jnp.ones((4, 4, 6))), PAIR, into="next"),
@@ -284,8 +284,8 @@ ERRORS = [
     ),
     (
         lambda: jnl.fold(variables_of(kernel=jnp.ones((4, 6))), PAIR, into="next"),
-        "fold: layer 'dense' has no bias, which would hold the shift of norm 'norm'; give the layer a bias, of "
-        "zeros.",
+        "fold: layer 'dense' has no bias, which would hold the shift of norm 'norm'; give the layer a bias, "
+        "of zeros.",
     ),
     (
         lambda: jnl.fold(variables_of(), PAIR, epsilon=2.0),
