@@ -15,9 +15,11 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
-After training, `fold` makes norms part of the layers beside them.
+After training, `fold` makes norms part of the layers beside them, and `bake` weight and spectral norm part of
+the weights.
 """
 
+from jaxnorm.nnx.bake import bake as bake
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
 from jaxnorm.nnx.conditional import SPADE as SPADE
 from jaxnorm.nnx.conditional import AdaLayerNorm as AdaLayerNorm
