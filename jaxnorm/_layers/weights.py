@@ -52,13 +52,13 @@ def is_matrix(layer: Any, v: Array) -> bool:
 
 def nothing_to_bake(remedy: str) -> ValueError:
     """The error of `bake` where no weights are normalized."""
-    return error(ValueError, "bake", "the model has no WeightNorm and no SpectralNorm", remedy)
+    return error(ValueError, "the model has no WeightNorm and no SpectralNorm", remedy)
 
 
 def wrapped_elsewhere(places: Sequence[str]) -> ValueError:
     """The error of `bake` for a layer that is in a wrapper and, at other places, in none."""
     problem = f"a layer in a WeightNorm or SpectralNorm is elsewhere, too: {', '.join(sorted(places))}"
-    return error(ValueError, "bake", problem, "the other uses would change: bake a model with copies")
+    return error(ValueError, problem, "the other uses would change: bake a model with copies")
 
 
 def _every(*_: Any) -> bool:

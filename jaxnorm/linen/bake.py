@@ -7,6 +7,7 @@ from flax.core import FrozenDict, meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
+from jaxnorm._base.messages import public
 from jaxnorm._layers import weights as shared
 from jaxnorm.linen.frozen import FrozenStats
 from jaxnorm.linen.weights import SpectralNorm, WeightNorm
@@ -14,6 +15,7 @@ from jaxnorm.linen.weights import SpectralNorm, WeightNorm
 Path = tuple[str, ...]
 
 
+@public
 def bake(variables: Any, *, feature_axes: Any = -1, epsilon: float = 1e-12, n_steps: int = 1) -> Any:
     """Variables of the model without weight norm and spectral norm, whose layers have the normalized weights.
 

@@ -8,7 +8,7 @@ from flax import nnx
 from flax.core import FrozenDict, meta
 from jax import Array
 
-from jaxnorm._base.messages import error
+from jaxnorm._base.messages import calling, error
 from jaxnorm.population import pairs as shared
 from jaxnorm.population import refusals
 
@@ -75,17 +75,25 @@ def fold(
     >>> print(model.apply(folded, x) - model.apply(variables, x))
     [[0. 0.]]
     """
-    if not isinstance(variables, Mapping) or isinstance(variables, nnx.State) or "params" not in variables:
-        problem = f"variables must be a dict with params, got {type(variables).__name__}"
-        raise error(TypeError, "fold", problem, "pass the variables that init returned")
-    if check is not None and model is None:
-        raise error(TypeError, "fold", "check needs the model, which is None", "pass model=, too")
-    options = {"zero_centered_scale": zero_centered_scale, "epsilon": 1e-5 if epsilon is None else epsilon}
-    new = variables
-    for norm, layers in shared.checked(pairs, into).items():
-        new = _folded(new, norm, layers, into, feature_axis, options)
-    if model is not None and check is not None:
-        args = check if isinstance(check, tuple) else (check,)
+    with calling("fold"):
+        if (
+            not isinstance(variables, Mapping)
+            or isinstance(variables, nnx.State)
+            or "params" not in variables
+        ):
+            problem = f"variables must be a dict with params, got {type(variables).__name__}"
+            raise error(TypeError, problem, "pass the variables that init returned")
+        args = shared.arguments(check, apply_kwargs)
+        if args is not None and model is None:
+            raise error(TypeError, "check needs the model, which is None", "pass model=, too")
+        options = {
+            "zero_centered_scale": zero_centered_scale,
+            "epsilon": 1e-5 if epsilon is None else epsilon,
+        }
+        new = variables
+        for norm, layers in shared.checked(pairs, into).items():
+            new = _folded(new, norm, layers, into, feature_axis, options)
+    if model is not None and args is not None:
         print(shared.difference(*(model.apply(v, *args, **apply_kwargs) for v in (variables, new))))
     return new
 

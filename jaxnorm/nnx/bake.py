@@ -4,6 +4,7 @@ from typing import Any
 
 from flax import nnx
 
+from jaxnorm._base.messages import public
 from jaxnorm._layers import weights as shared
 from jaxnorm.nnx.weights import by_sigma, of_length
 
@@ -11,6 +12,7 @@ Path = tuple[Any, ...]
 _CONTAINERS = (nnx.List, nnx.Dict)
 
 
+@public
 def bake(model: nnx.Module) -> Any:
     """The model with plain layers in place of those in weight norm or spectral norm, whose weights they get.
 

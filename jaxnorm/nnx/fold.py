@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
-from jaxnorm._base.messages import error
+from jaxnorm._base.messages import calling, error
 from jaxnorm.nnx.batch import BatchNorm, is_frozen
 from jaxnorm.nnx.family_batch import BatchRenorm, GhostBatchNorm
 from jaxnorm.nnx.flow import check_flow
@@ -80,13 +80,34 @@ def fold(
     >>> print((model(x) - y).round(5), model.layers[1].mean[...])
     [[0. 0.]] [0. 0.]
     """
-    chosen = shared.checked(pairs, into)
+    with calling("fold"):
+        args = shared.arguments(check, call_kwargs)
+        changes = _changes(model, shared.checked(pairs, into), into, args, call_kwargs)
+    before = None if args is None else nnx.clone(model)(*args, **call_kwargs)
+    for module, name, value in changes:
+        _store(module, name, value)
+    if args is not None:
+        print(shared.difference(before, nnx.clone(model)(*args, **call_kwargs)))
+
+
+def _changes(
+    model: nnx.Module,
+    chosen: Mapping[str, Sequence[str]],
+    into: str,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any],
+) -> list[tuple[Any, str, Array | None]]:
+    """The variables to set, as module, name and value. Nothing is set yet.
+
+    Args:
+      model, chosen, into: norms and the layers beside them, by path.
+      args, kwargs: of a call of the model; None: there is none.
+    """
     modules = {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model)}
     if not modules:
         problem = f"model must be an nnx.Module, got {type(model).__name__}"
-        raise error(TypeError, "fold", problem, "pass the model itself, not its state")
+        raise error(TypeError, problem, "pass the model itself, not its state")
     _check_single(model, chosen)
-    args = None if check is None else check if isinstance(check, tuple) else (check,)
     changes: list[tuple[Any, str, Array | None]] = []
     for norm_path, layer_paths in chosen.items():
         norm, stored, options = _norm(modules, norm_path, into)
@@ -97,12 +118,8 @@ def fold(
             place, values = _place(norm_path, path, norm, stored, layer, into)
             kernel, bias = shared.folded(place, values, into=into, **options)
             changes.extend([(layer, "kernel", kernel), (layer, "bias", bias)])
-        check_flow(modules, norm_path, layer_paths, into, args, call_kwargs)
-    before = None if args is None else nnx.clone(model)(*args, **call_kwargs)
-    for module, name, value in changes:
-        _store(module, name, value)
-    if args is not None:
-        print(shared.difference(before, nnx.clone(model)(*args, **call_kwargs)))
+        check_flow(modules, norm_path, layer_paths, into, args, kwargs)
+    return changes
 
 
 def _check_single(model: nnx.Module, chosen: Mapping[str, Sequence[str]]) -> None:

@@ -70,14 +70,13 @@ def fold_batch_norm(
     >>> print(y, x @ kernel + bias[None])
     [[0. 1.]] [[0. 1.]]
     """
-    function = "fold_batch_norm"
-    kernel = check.numbers(function, "kernel", kernel)
-    features = check.axes(function, feature_axis, kernel, "feature_axis", "kernel")
+    kernel = check.numbers("kernel", kernel)
+    features = check.axes(feature_axis, kernel, "feature_axis", "kernel")
     sizes = tuple(kernel.shape[a] for a in features)
-    m = _stats(function, stats, kernel, features, sizes)
-    scale = _vector(function, "scale", scale, kernel, features, sizes)
-    norm_bias = _vector(function, "norm_bias", norm_bias, kernel, features, sizes)
-    bias, places = _output_bias(function, bias, kernel, features, sizes)
+    m = _stats(stats, kernel, features, sizes)
+    scale = _vector("scale", scale, kernel, features, sizes)
+    norm_bias = _vector("norm_bias", norm_bias, kernel, features, sizes)
+    bias, places = _output_bias(bias, kernel, features, sizes)
 
     def standardized(v: Array, m: Moments, axes: tuple[int, ...], term: Array | None, dtype: Any) -> Array:
         """v by the norm, whose features are on these axes of v, with `term` as its bias."""
@@ -142,9 +141,8 @@ def fold_into_next(
     >>> print(y @ kernel, x @ folded + bias[None])
     [[1. 3.]] [[1. 3.]]
     """
-    function = "fold_into_next"
-    into = _Next(function, kernel, bias, feature_axis, output_axis, groups)
-    m = _stats(function, stats, into.kernel, into.features, into.sizes)
+    into = _Next(kernel, bias, feature_axis, output_axis, groups)
+    m = _stats(stats, into.kernel, into.features, into.sizes)
     scale, norm_bias = into.vector("scale", scale), into.vector("norm_bias", norm_bias)
     dtype = wide(_dtype(into.kernel, m.mean, scale, norm_bias))
     zero, one = jnp.zeros(into.sizes, dtype), jnp.ones(into.sizes, dtype)
@@ -191,7 +189,7 @@ def fold_scale(
     >>> print(jn.rms_norm(x, scale=scale).sum(), jn.rms_norm(x) @ kernel)
     7.0 [[7.]]
     """
-    into = _Next("fold_scale", kernel, bias, feature_axis, output_axis, groups)
+    into = _Next(kernel, bias, feature_axis, output_axis, groups)
     return into.folded(into.vector("scale", scale), into.vector("norm_bias", norm_bias))
 
 
@@ -200,51 +198,50 @@ class _Next:
 
     def __init__(
         self,
-        function: str,
         kernel: ArrayLike,
         bias: ArrayLike | None,
         feature_axis: Axes,
         output_axis: Axes | None,
         groups: int,
     ) -> None:
-        """The arguments of `fold_into_next`, checked; `function` is what an error speaks of."""
-        self.function, self.kernel = function, check.numbers(function, "kernel", kernel)
+        """The arguments of `fold_into_next`, checked."""
+        self.kernel = check.numbers("kernel", kernel)
         kernel = self.kernel
-        self.features = check.axes(function, feature_axis, kernel, "feature_axis", "kernel")
+        self.features = check.axes(feature_axis, kernel, "feature_axis", "kernel")
         if output_axis is None:
             last = self.features[-1]
             output_axis = range(last + 1, kernel.ndim) if last + 1 < kernel.ndim else (last - 1,)
-        self.outputs = check.axes(function, output_axis, kernel, "output_axis", "kernel")
+        self.outputs = check.axes(output_axis, kernel, "output_axis", "kernel")
         if set(self.outputs) & set(self.features):
             problem = (
                 f"feature_axis={feature_axis!r} and output_axis={output_axis!r} share an axis of kernel, "
             )
-            raise error(ValueError, function, f"{problem}shape {kernel.shape}", "an axis is of one kind")
+            raise error(ValueError, f"{problem}shape {kernel.shape}", "an axis is of one kind")
         self.output_sizes = tuple(kernel.shape[a] for a in self.outputs)
-        self.groups = check.integer(function, "groups", groups, least=1, remedy="choose 1 or more")
+        self.groups = check.integer("groups", groups, least=1, remedy="choose 1 or more")
         self.sizes = tuple(kernel.shape[a] for a in self.features)
         if self.groups > 1:
             self._check_groups()
             self.sizes = (self.groups * self.sizes[0],)
-        self.bias = None if bias is None else check.numbers(function, "bias", bias)
+        self.bias = None if bias is None else check.numbers("bias", bias)
         if self.bias is not None and self.bias.shape != self.output_sizes:
             problem = f"bias has shape {self.bias.shape}, but kernel, shape {kernel.shape}, has "
             problem += f"{self.output_sizes} on its axes of output features {self.outputs}"
-            raise error(ValueError, function, problem, "give the bias of the same layer, or output_axis")
+            raise error(ValueError, problem, "give the bias of the same layer, or output_axis")
 
     def _check_groups(self) -> None:
         shape = self.kernel.shape
         if len(self.features) > 1 or len(self.outputs) > 1:
             problem = f"groups={self.groups} for a kernel, shape {shape}, with feature axes {self.features} "
             problem += f"and output axes {self.outputs}"
-            raise error(ValueError, self.function, problem, "a grouped kernel has one of each")
+            raise error(ValueError, problem, "a grouped kernel has one of each")
         if self.output_sizes[0] % self.groups:
             problem = f"groups={self.groups} does not divide axis {self.outputs[0]} of kernel, shape {shape}"
-            raise error(ValueError, self.function, problem, f"choose a divisor of {self.output_sizes[0]}")
+            raise error(ValueError, problem, f"choose a divisor of {self.output_sizes[0]}")
 
     def vector(self, name: str, value: ArrayLike | None) -> Array | None:
         """One value an input feature."""
-        return _vector(self.function, name, value, self.kernel, self.features, self.sizes, self.groups)
+        return _vector(name, value, self.kernel, self.features, self.sizes, self.groups)
 
     def folded(self, factor: Array | None, term: Array | None) -> tuple[Array, Array | None]:
         """The kernel and the bias that do the same to x; None is a factor of 1, and 0."""
@@ -316,7 +313,6 @@ def _misfit(
 
 
 def _vector(
-    function: str,
     name: str,
     value: ArrayLike | None,
     kernel: Array,
@@ -327,26 +323,23 @@ def _vector(
     """A parameter of the norm: one value a feature, of shape `sizes`; None stays None."""
     if value is None:
         return None
-    value = check.numbers(function, name, value)
+    value = check.numbers(name, value)
     if value.shape != sizes:
-        raise error(ValueError, function, *_misfit(name, value.shape, kernel, features, sizes, groups))
+        raise error(ValueError, *_misfit(name, value.shape, kernel, features, sizes, groups))
     return value
 
 
-def _stats(
-    function: str, stats: Moments, kernel: Array, features: tuple[int, ...], sizes: tuple[int, ...]
-) -> Moments:
+def _stats(stats: Moments, kernel: Array, features: tuple[int, ...], sizes: tuple[int, ...]) -> Moments:
     """The norm's statistics, of shape `sizes`, usable, and in float32 or wider."""
-    m = check.one_shape(function, "stats", stats)
+    m = check.one_shape("stats", stats)
     if m.mean.shape != sizes:
         groups = math.prod(sizes) // max(1, math.prod(kernel.shape[a] for a in features))
         misfit = _misfit("stats.mean", m.mean.shape, kernel, features, sizes, groups)
-        raise error(ValueError, function, *misfit)
+        raise error(ValueError, *misfit)
     return sound(Moments(*(v.astype(wide(v.dtype)) for v in m)))
 
 
 def _output_bias(
-    function: str,
     bias: ArrayLike | None,
     kernel: Array,
     features: tuple[int, ...],
@@ -358,7 +351,7 @@ def _output_bias(
     """
     if bias is None:
         return jnp.zeros(sizes, kernel.dtype), tuple(range(len(sizes)))
-    bias = check.numbers(function, "bias", bias)
+    bias = check.numbers("bias", bias)
     if bias.shape == sizes:
         return bias, tuple(range(len(sizes)))
     first = kernel.ndim - bias.ndim
@@ -368,7 +361,6 @@ def _output_bias(
         )
         raise error(
             ValueError,
-            function,
             f"{problem}axes {features}",
             "give the bias of the same layer, or feature_axis",
         )

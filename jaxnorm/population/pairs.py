@@ -50,22 +50,36 @@ def checked(pairs: Any, into: Any) -> dict[str, tuple[str, ...]]:
       pairs: as `fold` takes them.
       into: one of `SIDES`.
     """
-    check.choice("fold", "into", into, SIDES)
+    check.choice("into", into, SIDES)
     if not isinstance(pairs, Mapping) or not pairs:
         problem = f"pairs must be a dict with a pair or more, got {type(pairs).__name__} {pairs!r}"
-        raise error(TypeError, "fold", problem, 'give {"path/of/norm": "path/of/layer"}')
+        raise error(TypeError, problem, 'give {"path/of/norm": "path/of/layer"}')
     found: dict[str, tuple[str, ...]] = {}
     for norm, layers in pairs.items():
         several = (layers,) if isinstance(layers, str) else tuple(layers)
         if len(several) > 1 and into == "previous":
             problem = f"norm '{norm}' has {len(several)} layers before it"
-            raise error(ValueError, "fold", problem, "it can become part of one")
+            raise error(ValueError, problem, "it can become part of one")
         found[norm] = several
     every = [layer for several in found.values() for layer in several]
     twice = next((layer for layer in every if every.count(layer) > 1), None)
     if twice is not None:
-        raise error(ValueError, "fold", f"layer '{twice}' is beside two norms", "name each layer once")
+        raise error(ValueError, f"layer '{twice}' is beside two norms", "name each layer once")
     return found
+
+
+def arguments(batch: Any, kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The positional arguments of the model's call with which `fold` checks itself; None: without a check.
+
+    Args:
+      batch: an array, or a tuple of the model's positional arguments; None: there is none.
+      kwargs: the call's keywords.
+    """
+    if batch is None and kwargs:
+        names = ", ".join(sorted(kwargs))
+        problem = f"{names} would be for the model's call with the batch `check`, which is None"
+        raise error(TypeError, problem, "give check, too, or leave them out")
+    return batch if batch is None or isinstance(batch, tuple) else (batch,)
 
 
 def placed(
@@ -92,7 +106,7 @@ def placed(
         axes = feature_axis if isinstance(feature_axis, tuple) else (feature_axis,)
         if any(a >= 0 for a in axes):
             problem = f"feature_axis={feature_axis!r} counts from the first axis, which may stack layers"
-            raise error(ValueError, "fold", problem, "count from the last: choose a negative axis")
+            raise error(ValueError, problem, "count from the last: choose a negative axis")
         choices = [Layer(kernel, bias, axes, stacked=count - len(axes))]
     else:
         last = -1 if into == "previous" else -2
@@ -106,7 +120,7 @@ def placed(
         names = " or ".join(str(a[0] if len(a) == 1 else a) for a in fitting)
         problem = f"norm '{norm}' has features of shape {features}, which may be on several axes of layer "
         problem += f"'{layer}' with a kernel of shape {kernel.shape}"
-        raise error(ValueError, "fold", problem, f"say which: feature_axis={names}")
+        raise error(ValueError, problem, f"say which: feature_axis={names}")
     if not fitting:
         raise refusals.misfit(norm, layer, features, kernel.shape)
     return next(iter(fitting.values()))
@@ -174,7 +188,7 @@ def neutral(
     """
     if norm.var is not None and epsilon > 1:
         problem = f"norm '{path}' has epsilon={epsilon}, with which no variance >= 0 makes it the identity"
-        raise error(ValueError, "fold", problem, "choose an epsilon of at most 1")
+        raise error(ValueError, problem, "choose an epsilon of at most 1")
     scale, bias, mean, var = norm
     if scale is not None:
         scale = jnp.zeros_like(scale) if zero_centered_scale else jnp.ones_like(scale)
@@ -219,7 +233,7 @@ def feature_axes(norm_path: str, layer_path: str, norm: Any, layer: Any, into: s
         problem = (
             f"norm '{norm_path}' has its features on axis {chosen}, and layer '{layer_path}' on {features}"
         )
-        raise error(ValueError, "fold", problem, "give both the same, counted from the last: -1")
+        raise error(ValueError, problem, "give both the same, counted from the last: -1")
     return found
 
 

@@ -296,6 +296,11 @@ ERRORS = [
         lambda: jnl.fold(variables_of(), PAIR, check=jnp.ones((2, 3))),
         "fold: check needs the model, which is None; pass model=, too.",
     ),
+    (
+        lambda: jnl.fold(variables_of(), PAIR, eps=1e-3),
+        "fold: eps would be for the model's call with the batch `check`, which is None; give check, too, or "
+        "leave them out.",
+    ),
 ]
 
 
