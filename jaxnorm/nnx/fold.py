@@ -26,8 +26,6 @@ _OTHERS = {
         *(LayerNorm, RMSNorm, GroupNorm, InstanceNorm),
     )
 }
-# Of a convolution, those that put nothing but its input beside its input.
-_WITHOUT_ZEROS = "VALID", "CIRCULAR", "REFLECT", 0
 
 
 def fold(
@@ -191,17 +189,15 @@ def _place(
     """The layer beside a norm, with the axes of its kernel that are the norm's features; the norm on them."""
     axes = shared.feature_axes(norm_path, path, norm, layer, into)
     shifts = stored.mean is not None or stored.bias is not None
-    if into == "next" and shifts and isinstance(layer, _CONVS) and not _without_zeros(layer):
-        raise refusals.padding(norm_path, path, layer)
+    if into == "next" and shifts and isinstance(layer, _CONVS):
+        zeros = shared.zeros_of(layer)
+        if zeros is not None:
+            raise refusals.padding(norm_path, path, type(layer).__name__, zeros)
+        if layer.mask is not None:
+            raise refusals.masked(path)
     groups = getattr(layer, "feature_group_count", 1) if into == "next" else 1
     beside = shared.Layer(layer.kernel[...], _value(layer.bias), axes, groups)
     return shared.shaped(norm_path, path, beside, stored)
-
-
-def _without_zeros(layer: Any) -> bool:
-    """Whether a convolution sees nothing but its input, so that a shift of it is the same everywhere."""
-    plain = isinstance(layer, nnx.Conv) and layer.padding in _WITHOUT_ZEROS
-    return plain and layer.mask is None and layer.input_dilation in (None, 1)
 
 
 def _call(module: Any) -> Any:

@@ -237,6 +237,24 @@ def feature_axes(norm_path: str, layer_path: str, norm: Any, layer: Any, into: s
     return found
 
 
+def zeros_of(conv: Any) -> str | None:
+    """The option by which a convolution sees zeros beside its input; None: it sees its input alone.
+
+    Args:
+      conv: with the fields of Flax's Conv or ConvTranspose.
+    """
+    if hasattr(conv, "transpose_kernel"):
+        return f"strides={conv.strides!r}"
+    if any(n not in (None, 1) for n in jax.tree.leaves(conv.input_dilation)):
+        return f"input_dilation={conv.input_dilation!r}"
+    padding = conv.padding
+    if isinstance(padding, str):
+        alone = padding in ("VALID", "CIRCULAR", "REFLECT") or all(n == 1 for n in conv.kernel_size)
+    else:
+        alone = not any(jax.tree.leaves(padding))
+    return None if alone else f"padding={padding!r}"
+
+
 def shaped(norm_path: str, layer_path: str, layer: Layer, norm: Norm) -> tuple[Layer, Norm]:
     """Layer and norm for `folded`, where the norm stores all its features on one axis, the last."""
     *stack, count = norm.shape

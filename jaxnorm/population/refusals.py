@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Collection
-from typing import Any
 
 from jaxnorm._base.messages import error
 
@@ -69,14 +68,26 @@ def shared_module(path: str, places: Collection[str]) -> ValueError:
     return error(ValueError, problem, "the other uses would change, too: fold copies")
 
 
-def padding(norm: str, layer: str, conv: Any) -> ValueError:
-    """The error for a convolution after a norm with a shift, which sees zeros beside the norm's output."""
-    kind = type(conv).__name__
-    what = f"padding={conv.padding!r}" if kind == "Conv" else "which is transposed"
-    problem = f"layer '{layer}', a {kind} with {what},"
-    problem = problem.replace("with which", "which") + f" may put zeros beside the output of norm '{norm}', "
-    problem += "where its shift is missing"
-    return error(ValueError, problem, "fold into a Conv with padding='VALID', or into the layer before")
+def padding(norm: str, layer: str, kind: str, what: str) -> ValueError:
+    """The error for a convolution after a norm with a shift, of which it does not see the same everywhere.
+
+    Args:
+      norm, layer: their paths.
+      kind: the layer's class.
+      what: the option of the convolution by which it sees zeros, too.
+    """
+    problem = (
+        f"layer '{layer}', a {kind} with {what}, sees zeros beside the output of norm '{norm}', so that "
+    )
+    problem += "the norm's shift is no bias at the edges"
+    remedy = "fold into a Conv with padding='VALID', or into the layer before the norm"
+    return error(ValueError, problem, remedy)
+
+
+def masked(layer: str) -> ValueError:
+    """The error for a convolution with a mask after a norm with a shift."""
+    problem = f"layer '{layer}' has a mask, and the shift would be taken of its kernel without it"
+    return error(ValueError, problem, "multiply the kernel by the mask, and set mask=None")
 
 
 def between(norm: str, layers: Collection[str], into: str, outputs: int, inputs: int) -> ValueError:

@@ -136,13 +136,14 @@ def test_a_bias_gets_the_metadata_of_the_kernel():
 
 
 def test_stacked_layers():
+    @nnx.split_rngs(splits=3)
     @nnx.vmap(in_axes=0)
     def made(rngs):
         return Block(nnx.Linear(4, 4, use_bias=False, rngs=rngs), jnx.BatchNorm(4, rngs=rngs))
 
     class Model(nnx.Module):
         def __init__(self):
-            self.blocks = made(nnx.Rngs(0).split(3))
+            self.blocks = made(nnx.Rngs(0))
 
         def __call__(self, x):
             return nnx.scan(lambda x, block: (block(x), None), in_axes=(nnx.Carry, 0))(x, self.blocks)[0]
@@ -186,6 +187,24 @@ def test_a_scale_alone_folds_into_a_padded_and_a_transposed_convolution():
         jnx.fold(model, {"layers/0": "layers/1"}, into="next")
         assert (model.layers[0].scale[...] == 0).all()
         near(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 1, "padding": "CAUSAL", "strides": 2},
+        {"padding": 0},
+        {"padding": ((0, 0),)},
+        {"padding": "REFLECT", "input_dilation": (1,)},
+    ],
+    ids=str,
+)
+def test_into_a_convolution_that_sees_no_zeros(options):
+    model, x = after_norm(**options), draw(2, 7, 3)
+    expected = model(x)
+    jnx.fold(model, {"layers/0": "layers/1"}, into="next")
+    near(model(x), expected)
 
 
 def test_a_frozen_norm_is_in_evaluation():
@@ -263,6 +282,12 @@ def sequential(*between):
         nnx.Conv(4, 3, (3,), rngs=rngs),
     )
     return scramble(nnx.Sequential(*layers))
+
+
+def after_norm(kernel_size=3, **options):
+    rngs = nnx.Rngs(0)
+    conv = nnx.Conv(3, 4, (kernel_size,), rngs=rngs, **options)
+    return scramble(nnx.Sequential(jnx.BatchNorm(3, rngs=rngs), conv))
 
 
 class Own(nnx.Linear):
@@ -372,9 +397,9 @@ REFUSED = {
         sequential,
         {"layers/1": "layers/2"},
         {"into": "next"},
-        "fold: layer 'layers/2', a Conv with padding='SAME', may put zeros beside the output of norm "
-        "'layers/1', where its shift is missing; fold into a Conv with padding='VALID', or into the layer "
-        "before.",
+        "fold: layer 'layers/2', a Conv with padding='SAME', sees zeros beside the output of norm "
+        "'layers/1', so that the norm's shift is no bias at the edges; fold into a Conv with "
+        "padding='VALID', or into the layer before the norm.",
     ),
     "transposed": (
         lambda: scramble(
@@ -382,9 +407,24 @@ REFUSED = {
         ),
         {"layers/0": "layers/1"},
         {"into": "next"},
-        "fold: layer 'layers/1', a ConvTranspose which is transposed, may put zeros beside the output of "
-        "norm 'layers/0', where its shift is missing; fold into a Conv with padding='VALID', or into the "
-        "layer before.",
+        "fold: layer 'layers/1', a ConvTranspose with strides=None, sees zeros beside the output of norm "
+        "'layers/0', so that the norm's shift is no bias at the edges; fold into a Conv with "
+        "padding='VALID', or into the layer before the norm.",
+    ),
+    "dilated": (
+        lambda: after_norm(padding="VALID", input_dilation=2),
+        {"layers/0": "layers/1"},
+        {"into": "next"},
+        "fold: layer 'layers/1', a Conv with input_dilation=2, sees zeros beside the output of norm "
+        "'layers/0', so that the norm's shift is no bias at the edges; fold into a Conv with "
+        "padding='VALID', or into the layer before the norm.",
+    ),
+    "mask": (
+        lambda: after_norm(padding="VALID", mask=jnp.ones((3, 3, 4))),
+        {"layers/0": "layers/1"},
+        {"into": "next"},
+        "fold: layer 'layers/1' has a mask, and the shift would be taken of its kernel without it; multiply "
+        "the kernel by the mask, and set mask=None.",
     ),
     "epsilon": (
         lambda: block(jnx.BatchNorm(4, epsilon=1.5, rngs=RNGS)),
