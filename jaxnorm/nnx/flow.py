@@ -17,8 +17,7 @@ Calls = dict[str, list[tuple[Any, Any]]]
 
 def check_flow(
     modules: Mapping[str, Any],
-    norm: str,
-    layers: Sequence[str],
+    chosen: Mapping[str, Sequence[str]],
     into: str,
     args: tuple[Any, ...] | None,
     kwargs: Mapping[str, Any],
@@ -29,36 +28,48 @@ def check_flow(
 
     Args:
       modules: of the model, by path.
-      norm, layers, into: a pair.
+      chosen, into: the layers beside each norm, by path.
       args, kwargs: of a call of the model; None: calls are made of the sizes of its layers.
     """
-    first, then = (layers, [norm]) if into == "previous" else ([norm], layers)
-    for path, example, options in _examples(modules, [norm, *layers], args, kwargs):
-        calls = _calls(path, modules, [norm, *layers], example, options)
-        if all(calls.get(name) for name in (norm, *layers)):
-            outputs = [y for _, y in calls[first[0]]]
-            for name in then:
-                inputs = [x for x, _ in calls[name]]
-                pairs = list(zip(inputs, outputs, strict=False))
-                same = len(inputs) == len(outputs) and all(x is y for x, y in pairs)
-                if not same and all(_one_trace(x, y) for x, y in pairs):
-                    raise refusals.between(norm, layers, into, len(outputs), len(inputs))
-            return
+    every = {path for norm, layers in chosen.items() for path in (norm, *layers)}
+    traced: dict[tuple[str, Any], Calls] = {}
+    for norm, layers in chosen.items():
+        for owner, example in _examples(modules, [norm, *layers], args):
+            key = owner, None if args is not None else example
+            if key not in traced:
+                inside = [path for path in every if not owner or path.startswith(f"{owner}/")]
+                traced[key] = _calls(owner, modules, inside, example, {} if args is None else kwargs)
+            calls = traced[key]
+            if all(calls[path] for path in (norm, *layers)):
+                _check_calls(calls, norm, layers, into)
+                break
+
+
+def _check_calls(calls: Calls, norm: str, layers: Sequence[str], into: str) -> None:
+    """An error unless every output of the first is the input of the second, and nothing else is."""
+    first, then = (layers[0], [norm]) if into == "previous" else (norm, layers)
+    outputs = [y for _, y in calls[first]]
+    for path in then:
+        inputs = [x for x, _ in calls[path]]
+        pairs = list(zip(inputs, outputs, strict=False))
+        same = len(inputs) == len(outputs) and all(x is y for x, y in pairs)
+        if not same and all(_one_trace(x, y) for x, y in pairs):
+            raise refusals.between(norm, layers, into, len(outputs), len(inputs))
 
 
 def _examples(
-    modules: Mapping[str, Any], paths: Sequence[str], args: Any, kwargs: Mapping[str, Any]
-) -> Iterator[tuple[str, tuple[Any, ...], Mapping[str, Any]]]:
+    modules: Mapping[str, Any], paths: Sequence[str], args: tuple[Any, ...] | None
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Modules to call, by path, and with what: the model, or the smallest module that has all of `paths`."""
     if args is not None:
-        yield "", args, kwargs
+        yield "", args
         return
     owner = shared.common_path(paths)
     while owner and isinstance(modules[owner], (nnx.List, nnx.Dict)):
         owner = owner.rpartition("/")[0]
     inside = [m for path, m in modules.items() if not owner or path.startswith(f"{owner}/")]
     for shape in shared.likely_shapes(inside):
-        yield owner, (jax.ShapeDtypeStruct(shape, jnp.float32),), {}
+        yield owner, (jax.ShapeDtypeStruct(shape, jnp.float32),)
 
 
 def _calls(
@@ -66,13 +77,13 @@ def _calls(
 ) -> Calls:
     """The calls of the modules at `paths` in a call of the module at `owner`, as far as it gets."""
     graph, state = nnx.split(modules[owner])
-    calls: Calls = {}
+    calls: Calls = {path: [] for path in paths}
 
     def run(state: Any, args: Any) -> None:
         copy = nnx.merge(graph, state)
         here = {shared.joined(owner, path): m for path, m in nnx.iter_modules(copy)}
         for path in paths:
-            _record(here[path], calls.setdefault(path, []))
+            _record(here[path], calls[path])
         copy(*args, **kwargs)
 
     try:

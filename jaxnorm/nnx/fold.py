@@ -116,7 +116,7 @@ def _changes(
             place, values = _place(norm_path, path, norm, stored, layer, into)
             kernel, bias = shared.folded(place, values, into=into, **options)
             changes.extend([(layer, "kernel", kernel), (layer, "bias", bias)])
-        check_flow(modules, norm_path, layer_paths, into, args, kwargs)
+    check_flow(modules, chosen, into, args, kwargs)
     return changes
 
 
