@@ -37,7 +37,7 @@ def check_flow(
         for owner, example in _examples(modules, [norm, *layers], args):
             key = owner, None if args is not None else example
             if key not in traced:
-                inside = [path for path in every if not owner or path.startswith(f"{owner}/")]
+                inside = [path for path in every if shared.is_inside(path, owner)]
                 traced[key] = _calls(owner, modules, inside, example, {} if args is None else kwargs)
             calls = traced[key]
             if all(calls[path] for path in (norm, *layers)):
@@ -67,7 +67,7 @@ def _examples(
     owner = shared.common_path(paths)
     while owner and isinstance(modules[owner], (nnx.List, nnx.Dict)):
         owner = owner.rpartition("/")[0]
-    inside = [m for path, m in modules.items() if not owner or path.startswith(f"{owner}/")]
+    inside = [m for path, m in modules.items() if shared.is_inside(path, owner)]
     for shape in shared.likely_shapes(inside):
         yield owner, (jax.ShapeDtypeStruct(shape, jnp.float32),)
 

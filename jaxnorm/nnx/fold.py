@@ -47,8 +47,8 @@ def fold(
 
     A model does not show what it does between two layers. Where the module that has both can be traced, by
     `check` or else by an input made of the sizes of its layers, the output of one has to be the input of the
-    other, and nothing else. Where it cannot, which takes more arguments than x, for instance, that is for you
-    to see to, and so is an output that is used elsewhere, too. `check` shows it.
+    other, and nothing else. Where it cannot, since it takes more than x, for instance, this is for you to see
+    to; so is an output of the layer that is used elsewhere, too. `check` shows it.
 
     Args:
       model: in evaluation, as after `eval()`.
@@ -121,13 +121,19 @@ def _changes(
 
 
 def _check_single(model: nnx.Module, chosen: Mapping[str, Sequence[str]]) -> None:
-    """Norms, layers and their variables are each in the model once."""
-    meant = {*chosen, *(path for several in chosen.values() for path in several)}
+    """A norm, the layers beside it, and their variables are each in the model once.
+
+    They may all be inside of one module that is used several times, each time with all of them.
+    """
     for places in nnx.find_duplicates(model):
         names = ["/".join(map(str, place)) for place in places]
-        for path in meant:
-            if any(name == path or name.startswith(f"{path}/") for name in names):
-                raise refusals.shared_module(path, names)
+        for norm, layers in chosen.items():
+            pair = [norm, *layers]
+            for path in pair:
+                own = any(name == path or shared.is_inside(name, path) for name in names)
+                around = [name for name in names if shared.is_inside(path, name)]
+                if own or any(not shared.is_inside(p, name) for p in pair for name in around):
+                    raise refusals.shared_module(path, names)
 
 
 def _norm(modules: Mapping[str, Any], path: str, into: str) -> tuple[Any, shared.Norm, dict[str, Any]]:
@@ -178,7 +184,7 @@ def _layer(modules: Mapping[str, Any], path: str) -> Any:
         raise refusals.unknown_layer(path, type(layer).__name__)
     for name, module in modules.items():
         wrapped = isinstance(module, (nnx.WeightNorm, nnx.SpectralNorm))
-        if wrapped and path.startswith(name):
+        if wrapped and shared.is_inside(path, name):
             raise refusals.normalized_weights(path, "nnx.bake(model)")
     return layer
 

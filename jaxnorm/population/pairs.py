@@ -291,6 +291,11 @@ def joined(owner: str, path: Iterable[Any]) -> str:
     return "/".join([owner, *map(str, path)] if owner else map(str, path))
 
 
+def is_inside(path: str, module: str) -> bool:
+    """Whether a path is inside of the module at another; everything is inside of the model, at ""."""
+    return not module or path.startswith(f"{module}/")
+
+
 def common_path(paths: Iterable[str]) -> str:
     """The path of the smallest module that has the modules at all of these."""
     same = []

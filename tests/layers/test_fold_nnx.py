@@ -233,6 +233,36 @@ def test_what_is_jitted_or_rematerialized_between_is_no_hindrance():
     near(model(x), expected)
 
 
+def test_a_block_that_is_used_twice_folds_with_both_of_its_layers():
+    class Model(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            block = Block(nnx.Linear(3, 3, rngs=rngs), jnx.BatchNorm(3, rngs=rngs))
+            self.blocks = nnx.List([block, block])
+            self.norm = jnx.BatchNorm(3, rngs=rngs)
+
+        def __call__(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x)
+
+    model, x = scramble(Model()), draw(5, 3)
+    expected = model(x)
+    with pytest.raises(ValueError, match="more than once, at blocks/0, blocks/1;"):
+        jnx.fold(model, {"norm": "blocks/0/layer"})
+    jnx.fold(model, {"blocks/0/norm": "blocks/0/layer"}, check=x)
+    near(model(x), expected)
+
+
+def test_a_wrapper_of_a_name_that_begins_alike_is_no_hindrance():
+    rngs, x = nnx.Rngs(0), draw(5, 3)
+    model = Block(nnx.Linear(3, 3, rngs=rngs), jnx.BatchNorm(3, rngs=rngs))
+    model.lay = jnx.WeightNorm(nnx.Linear(3, 3, rngs=rngs), rngs=rngs)
+    expected = scramble(model)(x)
+    jnx.fold(model, {"norm": "layer"})
+    near(model(x), expected)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
