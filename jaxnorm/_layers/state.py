@@ -24,6 +24,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 
 STATS = "mean", "var", "weight"
+SAMPLE = "measured_sample"  # of a norm that is measured: see `recalibration`
 
 
 def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen: bool) -> tuple[Any, Any]:

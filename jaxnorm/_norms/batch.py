@@ -135,7 +135,7 @@ def trained_or_evaluated(
             n = m.weight
             if a.where is not None and a.where.dtype != jnp.bool_:  # places are counted, not weighed
                 n = moments(a.x, a.axes, where=a.where > 0, axis_name=a.axis_name).weight
-            m = m._replace(var=m.var * choose(n >= 2, divide(n, n - 1), 1))
+            m = m._replace(var=sample_variance(m.var, n))
         return y, remember(old, m, decay)
 
     values = a.x, old, a.where, a.scale, a.bias
@@ -190,6 +190,16 @@ def sound(stats: Moments) -> Moments:
     mean, var, weight = stats
     good = jnp.isfinite(mean) & jnp.isfinite(var) & (var >= 0) & jnp.isfinite(weight)
     return Moments(choose(good, mean, 0), choose(good, var, 1), choose(good, weight, 0))
+
+
+def sample_variance(var: Array, n: Array) -> Array:
+    """PyTorch's variance of n places, var * n / (n - 1); of fewer than two it is var.
+
+    Args:
+      var: the variance that divides by n.
+      n: of a shape that broadcasts to var's.
+    """
+    return var * choose(n >= 2, divide(n, n - 1), 1)
 
 
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:

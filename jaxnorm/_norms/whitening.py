@@ -153,7 +153,7 @@ def decorrelated_batch_norm(
         m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
         m = lax.stop_gradient(m)
         start = _sound(old)
-        new = state_as(_union(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
+        new = state_as(merge(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
         # a group that was never seen stays bitwise as it was
         return y, state_as(_where(new.weight > 0, new, old), old)
 
@@ -184,7 +184,7 @@ def _sound(stats: Covariance) -> Covariance:
     return _where(good, stats, Covariance(jnp.zeros_like(mean), eye, jnp.zeros_like(weight)))
 
 
-def _union(a: Covariance, b: Covariance) -> Covariance:
+def merge(a: Covariance, b: Covariance) -> Covariance:
     """The covariance of both samples together: its law is that of the variance."""
     weight = a.weight + b.weight.astype(a.weight.dtype)
     share = divide(b.weight.astype(a.weight.dtype), weight)[:, None]

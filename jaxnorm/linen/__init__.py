@@ -12,7 +12,7 @@ Layers that Flax lacks are those functions of `jaxnorm` that have parameters or 
 statistics are subclasses of `BatchNorm`, with all its options and modes; what a call is conditioned on comes
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
-`freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`recalibrate` measures the statistics of all norms anew; `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 """
 
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
@@ -48,5 +48,6 @@ from jaxnorm.linen.norms import InstanceNorm as InstanceNorm
 from jaxnorm.linen.norms import LayerNorm as LayerNorm
 from jaxnorm.linen.norms import RMSNorm as RMSNorm
 from jaxnorm.linen.pop_art import PopArt as PopArt
+from jaxnorm.linen.recalibration import recalibrate as recalibrate
 from jaxnorm.linen.weights import SpectralNorm as SpectralNorm
 from jaxnorm.linen.weights import WeightNorm as WeightNorm

@@ -14,7 +14,7 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 `promote_dtype` is for Flax's own layers.
 
-`freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`recalibrate` measures the statistics of all norms anew; `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 """
 
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
@@ -50,5 +50,6 @@ from jaxnorm.nnx.norms import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.norms import LayerNorm as LayerNorm
 from jaxnorm.nnx.norms import RMSNorm as RMSNorm
 from jaxnorm.nnx.pop_art import PopArt as PopArt
+from jaxnorm.nnx.recalibration import recalibrate as recalibrate
 from jaxnorm.nnx.weights import SpectralNorm as SpectralNorm
 from jaxnorm.nnx.weights import WeightNorm as WeightNorm
