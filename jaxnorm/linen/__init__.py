@@ -43,6 +43,7 @@ from jaxnorm.linen.family_batch import SwitchableNorm as SwitchableNorm
 from jaxnorm.linen.freezing import freeze as freeze
 from jaxnorm.linen.freezing import norm_labels as norm_labels
 from jaxnorm.linen.freezing import unfreeze as unfreeze
+from jaxnorm.linen.from_flax import in_place_of_flax as in_place_of_flax
 from jaxnorm.linen.norms import GroupNorm as GroupNorm
 from jaxnorm.linen.norms import InstanceNorm as InstanceNorm
 from jaxnorm.linen.norms import LayerNorm as LayerNorm

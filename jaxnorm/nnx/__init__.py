@@ -45,6 +45,7 @@ from jaxnorm.nnx.family_batch import SwitchableNorm as SwitchableNorm
 from jaxnorm.nnx.freezing import freeze as freeze
 from jaxnorm.nnx.freezing import norm_labels as norm_labels
 from jaxnorm.nnx.freezing import unfreeze as unfreeze
+from jaxnorm.nnx.from_flax import convert as convert
 from jaxnorm.nnx.norms import GroupNorm as GroupNorm
 from jaxnorm.nnx.norms import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.norms import LayerNorm as LayerNorm
