@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 # Of each norm, by its path: the stored variables by name, and in a step's answer the SAMPLE.
 Norms: TypeAlias = Mapping[str, Mapping[str, Any]]
 # (norms, evaluate, number of the batch, arguments) -> what the norms' calls showed, and which were finite.
-Step: TypeAlias = Callable[[Norms, bool, int, tuple[Any, ...]], tuple[Norms, Mapping[str, Array]]]
+Step: TypeAlias = Callable[[Norms, bool, int, tuple[Any, ...]], tuple[Norms, dict[str, Array]]]
 
 
 # ---------------------------------------------------------------- in a call of a norm
@@ -90,7 +90,7 @@ def measure(
     updated: bool = False,
     **call: Any,
 ) -> tuple[Array, dict[str, Any]]:
-    """y, and the variables after the call: the sample with x in it, and the weight, if one is stored, as it was.
+    """y, and the variables after the call: the sample with x in it, and a stored weight as it was.
 
     Args:
       layer, x, parameters, stored, call: as for `state.normalize_and_update`; stored holds the SAMPLE, too.
@@ -137,7 +137,7 @@ def _merge_stats(a: Any, b: Any) -> Any:
 
 
 def answer(after: Norms, norms: Norms) -> tuple[Norms, dict[str, Array]]:
-    """What a step returns: the sample of each norm, a weight if there is one, and whether the sample is finite.
+    """What a step returns: the sample of each norm, with its weight, and whether the sample is finite.
 
     Args:
       after: the variables after the call, by path and name.
@@ -197,10 +197,10 @@ def _same(a: Norms, b: Norms) -> bool:
 def _one_pass(
     norms: Norms, step: Step, batches: Iterable[Any], evaluate: bool, progress: bool
 ) -> dict[str, dict[str, Any]]:
-    """The variables of each norm after one pass over the batches; `evaluate`: all use the stored statistics."""
+    """The variables of each norm after one pass; `evaluate`: all normalize by what is stored."""
 
     def parts() -> Iterator[Norms]:
-        number, finite = -1, {}
+        number, finite = -1, dict[str, Array]()
         for number, batch in enumerate(_shown(batches) if progress else batches):
             if isinstance(batch, list):
                 problem = f"batch {number}, counted from 0, is a list"
@@ -219,8 +219,8 @@ def _one_pass(
     unseen = [path for path in whole if not _is_seen(whole[path][SAMPLE])]
     if unseen and not evaluate:
         warnings.warn(
-            f"recalibrate: {_listed(unseen)} kept the statistics of before: no batch reached them, or they are no "
-            "batch norm of jaxnorm or Flax.",
+            f"recalibrate: {_listed(unseen)} keep their statistics: no batch reached them, or they are "
+            "no batch norm of jaxnorm or Flax.",
             stacklevel=4,
         )
     return _settled(norms, whole)
@@ -238,7 +238,7 @@ def _merge(a: Norms, b: Norms) -> dict[str, dict[str, Any]]:
 
 @jax.jit
 def _settled(norms: Norms, whole: Norms) -> dict[str, dict[str, Any]]:
-    """The variables to store. If any statistic is not finite, which is an error outside of traces, all stay."""
+    """The variables to store; inside a trace all stay if any statistic is not finite."""
     good = jnp.asarray(True)
     for norm in whole.values():
         good &= _is_finite(norm[SAMPLE])
@@ -260,7 +260,9 @@ def _settled(norms: Norms, whole: Norms) -> dict[str, dict[str, Any]]:
 
 def _check_finite(finite: Mapping[str, Array], number: int) -> None:
     """An error if a norm's statistic of that batch is not finite; none is read inside a trace."""
-    bad = [path for path, good in finite.items() if not check.traced(good) and not good]
+    if any(map(check.traced, finite.values())):
+        return
+    bad = [path for path, good in jax.device_get(finite).items() if not good]
     if bad:
         problem = f"batch {number}, counted from 0, gives {_listed(bad)} statistics that are not finite"
         raise _error(ValueError, problem, "leave it out, or mask what is not finite; nothing was changed")

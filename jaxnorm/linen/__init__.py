@@ -12,7 +12,8 @@ Layers that Flax lacks are those functions of `jaxnorm` that have parameters or 
 statistics are subclasses of `BatchNorm`, with all its options and modes; what a call is conditioned on comes
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
-`recalibrate` measures the statistics of all norms anew; `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`recalibrate` measures the statistics of all norms anew; `freeze` and `unfreeze` hold statistics still;
+`norm_labels` tells optax which parameters are a norm's.
 """
 
 from jaxnorm.linen.batch import BatchNorm as BatchNorm

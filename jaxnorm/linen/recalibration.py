@@ -1,18 +1,17 @@
 """Population statistics of a whole linen model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
-from flax import linen as nn
 from flax.core import FrozenDict, meta
 from flax.core.scope import union_filters
 
 from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import recalibration as shared
-from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.linen.freezing import check_dict, inside, over_norms
+from jaxnorm.linen.from_flax import in_place_of_flax
 
 _STATS = "batch_stats"
 
@@ -66,7 +65,8 @@ def recalibrate(
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxnorm import linen as jn
-    >>> norm, batches = jn.BatchNorm(use_running_average=True), [jnp.asarray([[1.0], [3.0]]), jnp.asarray([[8.0]])]
+    >>> batches = [jnp.asarray([[1.0], [3.0]]), jnp.asarray([[8.0]])]
+    >>> norm = jn.BatchNorm(use_running_average=True)
     >>> variables = norm.init(jax.random.key(0), batches[0])
     >>> variables = jn.recalibrate(norm, variables, batches)
     >>> print(variables["batch_stats"]["mean"], variables["batch_stats"]["var"].round(3))
@@ -90,7 +90,7 @@ def recalibrate(
     ) -> Any:
         marked = {path: shared.marked(norm, evaluate) for path, norm in norms.items()}
         stats = _with(variables[_STATS], marked)
-        with nn.intercept_methods(_flax_s_run_as_ours()):
+        with in_place_of_flax():
             _, after = model.apply(
                 {**variables, _STATS: stats}, *arguments.tree(), mutable=mutable, rngs=rngs, **kwargs.tree()
             )
@@ -106,7 +106,7 @@ def recalibrate(
 
 
 def _norms(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The statistics of each norm that is not frozen, by path; PopArt, which has a kernel, has its targets'."""
+    """The statistics of each norm that is not frozen, by path; not PopArt's, which has a kernel."""
     stats = _unboxed(variables.get(_STATS, {}))
     if not stats:
         problem = "the model has no norm that keeps statistics in batch_stats"
@@ -143,19 +143,3 @@ def _with(stats: Any, values: Mapping[str, Mapping[str, Any]]) -> Any:
         return {name: meta.replace_boxed(node[name], v) if name in node else v for name, v in new.items()}
 
     return over_norms(stats, changed)
-
-
-def _flax_s_run_as_ours() -> Callable[..., Any]:
-    """An interceptor of calls: a BatchNorm of Flax runs as ours, with its variables."""
-    ours: dict[Any, BatchNorm] = {}
-
-    def run(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        layer = context.module
-        flax_s = type(layer).__call__ is nn.BatchNorm.__call__ and context.method_name == "__call__"
-        if not flax_s or layer.is_initializing():
-            return call(*args, **kwargs)
-        fields = {name: getattr(layer, name) for name in nn.BatchNorm.__dataclass_fields__}
-        scope = layer.scope.rewound()
-        return BatchNorm(**{**fields, "parent": scope, "name": None})(*args, **kwargs)
-
-    return run

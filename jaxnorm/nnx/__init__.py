@@ -14,7 +14,8 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 `promote_dtype` is for Flax's own layers.
 
-`recalibrate` measures the statistics of all norms anew; `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`recalibrate` measures the statistics of all norms anew; `freeze` and `unfreeze` hold statistics still;
+`norm_labels` tells optax which parameters are a norm's.
 """
 
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm

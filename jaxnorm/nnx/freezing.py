@@ -94,7 +94,7 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
     """
     chosen = nnx.filterlib.to_predicate(filter)
     own: set[int] = set()
-    for path, module in modules_of(model):
+    for path, module in _modules(model):
         if isinstance(module, nnx.WeightNorm) and chosen(path, module):
             own.update(map(id, (module.scales or {}).values()))
         elif isinstance(module, _NORMS) and chosen(path, module):
@@ -103,7 +103,7 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
     return nnx.map_state(lambda _, v: norm if id(v) in own else other, nnx.state(model, nnx.Param))
 
 
-def modules_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def _modules(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """The modules of a model, with their paths."""
     modules = list(nnx.iter_modules(model))
     if not modules:
@@ -115,7 +115,7 @@ def modules_of(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
 def _chosen(model: Any, filter: Any) -> dict[str, Any]:
     """The layers with statistics that `filter` chooses, by path, Flax's own batch norms among them."""
     predicate = nnx.filterlib.to_predicate(filter)
-    kept = [(path, m) for path, m in modules_of(model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
+    kept = [(path, m) for path, m in _modules(model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
     chosen = {_name(path): m for path, m in kept if predicate(path, m)}
     if not chosen:
         raise state.nothing_chosen(filter, [_name(path) for path, _ in kept])

@@ -11,7 +11,8 @@ from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import recalibration as shared
 from jaxnorm._layers import state as state
 from jaxnorm.nnx.batch import MARK, BatchNorm
-from jaxnorm.nnx.freezing import modules_of
+from jaxnorm.nnx.freezing import _modules
+from jaxnorm.nnx.from_flax import convert
 from jaxnorm.nnx.pop_art import PopArt
 
 
@@ -67,7 +68,8 @@ def recalibrate(
     with calling("recalibrate"):
         layers = _layers(model)
     norms = {path: _stored(layer) for path, layer in layers.items() if not hasattr(layer, MARK)}
-    graph, start, rest = nnx.split(model, nnx.RngState, ...)
+    graph, *states = nnx.split(model, nnx.RngState, ...)
+    start, rest = states
     kwargs = shared.Arguments.of(call_kwargs)
     rngs = start
 
@@ -81,11 +83,10 @@ def recalibrate(
         evaluate: bool,
     ) -> Any:
         copy: Any = nnx.merge(graph, rngs, rest)
+        convert(copy)
         layers = _layers(copy)
         for path, norm in norms.items():
             _store(layers[path], shared.marked(norm, evaluate))
-            if type(layers[path]).__call__ is nnx.BatchNorm.__call__:  # Flax's runs as ours
-                object.__setattr__(layers[path], "__class__", BatchNorm)
         copy(*arguments.tree(), **kwargs.tree())
         after = {path: _stored(layers[path]) for path in norms}
         return shared.answer(after, norms), nnx.state(copy, nnx.RngState)
@@ -105,7 +106,7 @@ def _layers(model: Any) -> dict[str, Any]:
     """The layers that keep a mean and a variance, by path; PopArt has its targets'."""
     found = {
         "/".join(map(str, path)): module
-        for path, module in modules_of(model)
+        for path, module in _modules(model)
         if all(isinstance(getattr(module, name, None), nnx.BatchStat) for name in ("mean", "var"))
         and not isinstance(module, PopArt)
     }
