@@ -55,7 +55,9 @@ def choose(layer: Any, norms: Mapping[type, type]) -> Choice:
         return Choice()
     flax_s = next((base for base in cls.__mro__ if base in norms), None)
     if flax_s is None:
-        foreign = f"{cls.__name__} is not a subclass of a norm of Flax" if cls.__name__.endswith("Norm") else ""
+        foreign = (
+            f"{cls.__name__} is not a subclass of a norm of Flax" if cls.__name__.endswith("Norm") else ""
+        )
         return Choice(reason=foreign)
     ours = norms[flax_s]
     if changed := _overridden(cls, flax_s):

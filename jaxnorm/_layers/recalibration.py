@@ -69,14 +69,15 @@ def empty(mean: Array, var: Array) -> Sample:
     return Sample(stats, weight, jnp.zeros_like(weight, bool))
 
 
-def marked(norm: Mapping[str, Any], evaluate: bool) -> dict[str, Any]:
+def marked(norm: Mapping[str, Any], evaluate: bool, frozen: str) -> dict[str, Any]:
     """The variables of a norm that is to be measured.
 
     Args:
       norm: those that are stored, by name.
-      evaluate: whether it normalizes by them, and not by the batch.
+      evaluate: whether it normalizes by them, as a frozen norm does, and not by the batch.
+      frozen: the name of a frozen norm's mark.
     """
-    mark = {"frozen": state.mark(norm["var"])} if evaluate else {}
+    mark = {frozen: state.mark(norm["var"])} if evaluate else {}
     return {**norm, **mark, SAMPLE: empty(norm["mean"], norm["var"])}
 
 

@@ -86,7 +86,7 @@ def recalibrate(
         convert(copy)
         layers = _layers(copy)
         for path, norm in norms.items():
-            _store(layers[path], shared.marked(norm, evaluate))
+            _store(layers[path], shared.marked(norm, evaluate, MARK))
         copy(*arguments.tree(), **kwargs.tree())
         after = {path: _stored(layers[path]) for path in norms}
         return shared.answer(after, norms), nnx.state(copy, nnx.RngState)
