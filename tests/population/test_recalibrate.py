@@ -71,7 +71,7 @@ def many_batches(number, size):
 
 @pytest.mark.parametrize("size", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_thousand_batches_far_from_zero(size):
-    """Mean 1e4, variance 2, up to 1e7 rows: right to float32's last place. A running merge is 7 places off."""
+    """Mean 1e4, variance 2, up to 1e7 rows: right to the last place. A running merge is 7 places off."""
     total, square = np.zeros(2), np.zeros(2)
     parts = []
     for batch in many_batches(1000, size):
