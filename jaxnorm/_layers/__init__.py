@@ -5,5 +5,6 @@ state          the statistics that batch norm and its relatives keep
 family         arithmetic of the layers without a state
 conditional    a scale and a bias made of a condition
 weights        the weights of another layer
+from_flax      which layers of a model are norms of Flax, and what takes their places
 pop_art        a last layer and the statistics of its targets
 """
