@@ -13,6 +13,7 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`in_place_of_flax` runs a model that nobody edits with these layers.
 """
 
 from jaxnorm.linen.batch import BatchNorm as BatchNorm

@@ -15,6 +15,7 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`convert` makes the norms of a built model these.
 """
 
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
