@@ -138,6 +138,8 @@ MODELS = {
     ),
 }
 
+LARGE = [name for name in MODELS if name != "resnet"]  # to compile
+
 
 def assert_close(actual, expected):
     """Pytrees with the same structure and dtypes, and the same values to float32's rounding."""
@@ -167,7 +169,7 @@ def test_init_makes_the_same_variables(name):
     jax.tree.map(same, variables, expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["resnet", *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE)])
 def test_outputs_statistics_and_gradients_are_those_of_flax(name):
     model, norms = MODELS[name]
     variables = randomized(jax.jit(model.init)(KEY, X))
@@ -218,6 +220,7 @@ def test_a_function_compiled_outside_is_compiled_anew_inside_and_the_other_way_r
     assert np.abs(inside - before).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_training_loop_goes_on_inside_and_its_checkpoint_outside():
     model, optimizer = ResNet(), optax.sgd(0.1, momentum=0.9)
 
@@ -329,11 +332,33 @@ def decorated(variables, x):
     return nn.LayerNorm().apply(variables, x)
 
 
-def test_it_decorates_a_function():
-    variables = nn.LayerNorm().init(KEY, X)
+def test_it_decorates_a_function_which_may_be_compiled():
+    x, variables = X + 1e5, nn.LayerNorm().init(KEY, X)
     with jn.in_place_of_flax():
-        expected = nn.LayerNorm().apply(variables, X + 1e5)
-    np.testing.assert_array_equal(decorated(variables, X + 1e5), expected)
+        expected = nn.LayerNorm().apply(variables, x)
+    np.testing.assert_array_equal(decorated(variables, x), expected)
+    np.testing.assert_allclose(jax.jit(decorated)(variables, x), expected, atol=1e-6)
+
+
+def test_a_layer_that_linen_compiles_is_compiled_anew():
+    norm, x = nn.jit(nn.LayerNorm)(), X + 1e5
+    variables = norm.init(KEY, x)
+    before = norm.apply(variables, x)
+    with jn.in_place_of_flax():
+        inside = norm.apply(variables, x)
+        np.testing.assert_allclose(inside, decorated(variables, x), atol=1e-6)
+    assert np.abs(inside - before).max() > 0.1
+    np.testing.assert_array_equal(norm.apply(variables, x), before)
+
+
+def test_statistics_of_several_devices():
+    norm = nn.BatchNorm(use_running_average=False, axis_name="data")
+    variables = norm.init(KEY, X)
+    run = jax.vmap(lambda x: norm.apply(variables, x, mutable="batch_stats"), axis_name="data")
+    expected = run(X)
+    with jn.in_place_of_flax() as swapped:
+        assert_close(run(X), expected)
+    assert swapped == [("", "BatchNorm")]
 
 
 def test_errors_are_those_of_our_layers_and_leave_the_model_as_it_was():
