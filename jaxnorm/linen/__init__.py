@@ -15,6 +15,7 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
 beside them, and `bake` weight and spectral norm part of the weights.
+`in_place_of_flax` runs a model that nobody edits with these layers.
 """
 
 from jaxnorm.linen.bake import bake as bake

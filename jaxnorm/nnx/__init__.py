@@ -17,6 +17,7 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
 beside them, and `bake` weight and spectral norm part of the weights.
+`convert` makes the norms of a built model these.
 """
 
 from jaxnorm.nnx.bake import bake as bake
