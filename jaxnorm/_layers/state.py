@@ -21,7 +21,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.messages import calling
+from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._norms.microbatches import Pending, initial_pending
@@ -46,7 +46,7 @@ def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen
     if frozen:
         return False, False
     with calling(type(layer).__name__):
-        use_running_average = check.train("layer", use_running_average, "use_running_average")
+        use_running_average = check.train(use_running_average, "use_running_average")
     traced = check.traced(use_running_average)
     train = jnp.logical_not(use_running_average) if traced else not use_running_average
     return train, train if update_stats is None else bool(update_stats)
@@ -56,10 +56,9 @@ def _refuse_stored(layer: Any, options: Mapping[str, bool]) -> None:
     """A ValueError for the first option that is set and that a layer without statistics cannot have."""
     for option, is_set in options.items():
         if is_set:
-            raise ValueError(
-                f"{type(layer).__name__}: {option} needs stored statistics, and track_stats=False keeps "
-                "none; leave out one of the two."
-            )
+            problem = f"{option} needs stored statistics, and track_stats=False keeps none"
+            with calling(type(layer).__name__):
+                raise error(ValueError, problem, "leave out one of the two")
 
 
 def moments(layer: Any, x: Array, stored: Mapping[str, Array], train: Any) -> Moments:
@@ -114,10 +113,9 @@ def names(layer: Any, is_stored: Callable[[str], bool] = lambda name: False) -> 
     every_k = count(layer, "every_k")
     if not layer.track_stats:
         if layer.uses_stats:
-            raise ValueError(
-                f"{type(layer).__name__}: track_stats=False keeps no statistics, and it needs them "
-                f"{layer.uses_stats}; choose BatchNorm."
-            )
+            problem = f"track_stats=False keeps no statistics, which are needed {layer.uses_stats}"
+            with calling(type(layer).__name__):
+                raise error(ValueError, problem, "choose BatchNorm")
         needs = {f"every_k={every_k}": every_k > 1, f"blend={layer.blend}": layer.blend is not None}
         _refuse_stored(layer, {**needs, "count_skipped=True": layer.count_skipped})
         return []
@@ -171,8 +169,8 @@ def at_step(layer: Any, value: Any, step: Array | None) -> Any:
 
 def count(layer: Any, field: str) -> int:
     """A field that says how many there are."""
-    name, remedy = type(layer).__name__, "choose 1 or more"
-    return check.integer(name, field, getattr(layer, field), least=1, remedy=remedy)
+    with calling(type(layer).__name__):
+        return check.integer(field, getattr(layer, field), least=1, remedy="choose 1 or more")
 
 
 def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
@@ -187,10 +185,10 @@ def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
     return layers.mean_dtype(least, x.dtype, dtype)
 
 
-def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
+def nothing_chosen(filter: Any, found: list[str]) -> ValueError:
     """What `freeze` says where its filter chooses nothing that keeps statistics."""
     there = ", ".join(name or "the model itself" for name in found) or "none that keeps statistics"
-    return f"{function}: filter={filter!r} chooses no batch norm; there is: {there}."
+    return error(ValueError, f"filter={filter!r} chooses no batch norm", f"there is: {there}")
 
 
 def mark(var: Any) -> Any:

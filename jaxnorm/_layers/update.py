@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.messages import calling
+from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.moments import moments as moments_of
 from jaxnorm._layers import calls as layers
@@ -151,14 +151,11 @@ def _blend(
       train: False, or traced.
       mask, weights, initializing: of the call.
     """
-    name = type(layer).__name__
-    if stats.var.ndim > stats.mean.ndim:
-        raise ValueError(
-            f"{name}: blend={layer.blend} blends a mean and a variance, and this layer stores covariances; "
-            "choose blend=None."
-        )
-    with calling(name, layers.words(layer, mask)):
-        features = check.axes("layer", layers.feature_axes(layer), x, "feature_axis")
+    with calling(type(layer).__name__, layers.words(layer, mask)):
+        if stats.var.ndim > stats.mean.ndim:
+            problem = "blend is of a mean and a variance, and this layer stores covariances"
+            raise error(ValueError, problem, "choose blend=None")
+        features = check.axes(layers.feature_axes(layer), x, "feature_axis")
         axes = tuple(a for a in range(x.ndim) if a not in features)
         devices = {} if initializing else layers.devices(layer)
         batch = moments_of(x, axes, where=layers.where(mask, weights), **devices)
@@ -167,7 +164,7 @@ def _blend(
             samples = batch.weight / math.prod(x.shape[a] for a in axes if a)
             with layers.promotion():
                 alpha = alpha(samples)
-        check.alpha(name, alpha)
+        check.alpha(alpha)
         if jnp.ndim(alpha):
             alpha = layers.per_feature(layer, jnp.asarray(alpha), x, batch.mean.shape)
             alpha = jnp.broadcast_to(alpha, stats.mean.shape)

@@ -54,13 +54,13 @@ def running_instance_norm(
     (Array([-1.,  1., -1.,  1.], dtype=float32), Array([5.5], dtype=float32))
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("running_instance_norm", x, feature_axis, **options)
-    check.not_batch(a.function, feature_axis, a.features, a.x)
-    check.decay(a.function, decay)
+    a = arguments(x, feature_axis, **options)
+    check.not_batch(feature_axis, a.features, a.x)
+    check.decay(decay)
     axes = tuple(axis for axis in a.axes if axis)
 
     def by_instances(_: Moments) -> tuple[Array, Moments]:
-        y, m = normalize(a.function, a.x, axes, a.features, **a.options)
+        y, m = normalize(a.x, axes, a.features, **a.options)
         var = sample_variance(m.var, places(a, m, axes)) if unbiased else m.var
         of_means, of_vars = (moments(v, 0, where=m.weight > 0, keepdims=True) for v in (m.mean, var))
         return y, of_means._replace(var=of_vars.mean)

@@ -97,7 +97,7 @@ def accumulate(
     [0.] [1.]
     [4.] [5.]
     """
-    check.integer("accumulate", "every_k", every_k, least=1, remedy="choose 1 or more")
+    check.integer("every_k", every_k, least=1, remedy="choose 1 or more")
     weight = jnp.asarray(stats.weight)
     called = jnp.broadcast_to(jnp.asarray(called), weight.shape)
     places = jnp.asarray(batch.weight if places is None else places)

@@ -91,7 +91,7 @@ class GroupNorm(_Norm, nn.GroupNorm):
     def normalize(self, x: Array, **call: Any) -> Array:
         layers.check_reduced(self, x)
         (channels,) = layers.feature_shape(self, x)
-        num_groups, _ = layers.groups("GroupNorm", channels, self.num_groups, self.group_size)
+        num_groups, _ = layers.groups(channels, self.num_groups, self.group_size)
         call["feature_axis"], call["reduction_axes"] = self.feature_axis, self.reduction_axes
         return jaxnorm.group_norm(x, num_groups, **call)
 

@@ -161,15 +161,13 @@ class GroupNorm(_Norm, nnx.GroupNorm):
 
     def __post_init__(self, *variables: Any) -> None:
         chosen = self.num_groups, self.group_size
-        self.num_groups, self.group_size = layers.groups(
-            "GroupNorm", self.num_features, *chosen, of="features"
-        )
+        self.num_groups, self.group_size = layers.groups(self.num_features, *chosen, of="features")
         super().__post_init__(*variables)
 
     def normalize(self, x: Array, **call: Any) -> Array:
         layers.check_reduced(self, x)
         (channels,) = layers.feature_shape(self, x)
-        num_groups, _ = layers.groups("GroupNorm", channels, self.num_groups, None)
+        num_groups, _ = layers.groups(channels, self.num_groups, None)
         call["feature_axis"], call["reduction_axes"] = self.feature_axis, self.reduction_axes
         return jaxnorm.group_norm(x, num_groups, **call)
 
