@@ -6,6 +6,7 @@ skipped  how many channels and batches were left out, as they were not finite
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,28 +66,28 @@ def normalize_and_update(
 
     values: dict[str, Array] = {}
     step: int | Array = 1
-    if state.PENDING[0] in stored or state.SKIPPED[0] in stored:
+    gathers, counts = (names[0] in stored for names in (state.PENDING, state.SKIPPED))
+    if gathers or counts:
         # The moments of this batch alone, as a state that starts with it: of weight 0 where there are none.
         # They are those that y is made by, and a compiled program takes them once.
         empty = stats._replace(weight=jnp.zeros_like(stats.weight))
         batch = norm(x, empty, True, decay=None)[1]
-    if state.SKIPPED[0] in stored:
-        # zeros in place of x are finite: weights come back wherever something is not masked
-        seen = norm(jnp.zeros_like(x), empty, True, decay=None)[1].weight > 0
+        called = _at_index(call.get("index"), batch.weight)
+        of_x = partial(_moments_of_batch, layer, x, stats, initializing=call.get("initializing", False))
+    if counts:
+        where = layers.where(call.get("mask"), call.get("weights"))
+        seen = called & (of_x(where).weight > 0)  # of which x is not read
         values |= _skipped(stored, seen, seen & (batch.weight == 0))
-    if state.PENDING[0] in stored:
+    if gathers:
         places = None
         if layer.unbiased and call.get("weights") is not None:
-            positive = jnp.asarray(layers.where(call["mask"], call["weights"])) > 0
-            places = norm(x, empty, True, decay=None, mask=positive, weights=None)[1].weight
+            places = of_x(jnp.asarray(layers.where(call.get("mask"), call["weights"])) > 0).weight
         mean, var, weight, calls, counted = (stored[name] for name in state.PENDING)
         parts = state.shaped(layer, x, layers.widen(mean), layers.widen(var), weight)
         calls, counted = (v.reshape(parts.weight.shape) for v in (calls, counted))
-        pending = Pending(type(batch)(*parts), calls, counted)
-        called = _at_index(call.get("index"), calls)
         new, left = accumulate(
             type(batch)(*map(jnp.asarray, stats)),
-            pending,
+            Pending(type(batch)(*parts), calls, counted),
             batch,
             every_k=layer.every_k,
             places=places,
@@ -108,12 +109,12 @@ def _kept(updated: Any, new: Array, old: Array) -> Array:
     return jnp.where(updated, new, old.astype(new.dtype)) if check.traced(updated) else new
 
 
-def _at_index(index: Any, calls: Array) -> Array:
+def _at_index(index: Any, weight: Array) -> Array:
     """Where a call counts: everywhere, or at the index of a bank, which is clipped as in `bank_norm`."""
     if index is None:
-        return jnp.ones_like(calls, bool)
-    states = jnp.arange(calls.shape[0]).reshape(-1, *(1,) * (calls.ndim - 1))
-    return jnp.broadcast_to(states == jnp.clip(jnp.asarray(index), 0, calls.shape[0] - 1), calls.shape)
+        return jnp.ones_like(weight, bool)
+    states = jnp.arange(weight.shape[0]).reshape(-1, *(1,) * (weight.ndim - 1))
+    return jnp.broadcast_to(states == jnp.clip(jnp.asarray(index), 0, weight.shape[0] - 1), weight.shape)
 
 
 def _skipped(stored: dict[str, Array], seen: Array, left_out: Array) -> dict[str, Array]:
@@ -130,6 +131,26 @@ def _skipped(stored: dict[str, Array], seen: Array, left_out: Array) -> dict[str
         "skipped_channels": channels + left_out.reshape(channels.shape).astype(channels.dtype),
         "skipped_batches": batches + whole.astype(batches.dtype),
     }
+
+
+def _moments_of_batch(
+    layer: Any, x: Array, stats: Moments, where: Any, *, initializing: bool = False
+) -> Moments:
+    """The moments of x, differentiable in it, in the shape of the layer's statistics: alike in all of a bank.
+
+    Args:
+      layer, x: as for `normalize_and_update`.
+      stats: in the shape of x's features, a bank of them, or the covariances of groups, of which the weight
+        alone is then right.
+      where: a mask, weights or None.
+      initializing: then no device is asked for anything.
+    """
+    features = check.axes(layers.feature_axes(layer), x, "feature_axis")
+    axes = tuple(a for a in range(x.ndim) if a not in features)
+    m = moments_of(x, axes, where=where, **({} if initializing else layers.devices(layer)))
+    if stats.var.ndim > stats.mean.ndim:
+        return Moments(*(v.reshape(stats.mean.shape)[:, 0] for v in m))
+    return Moments(*(jnp.broadcast_to(v, stats.mean.shape) for v in m))
 
 
 def _blend(
@@ -155,21 +176,19 @@ def _blend(
         if stats.var.ndim > stats.mean.ndim:
             problem = "blend is of a mean and a variance, and this layer stores covariances"
             raise error(ValueError, problem, "choose blend=None")
-        features = check.axes(layers.feature_axes(layer), x, "feature_axis")
-        axes = tuple(a for a in range(x.ndim) if a not in features)
-        devices = {} if initializing else layers.devices(layer)
-        batch = moments_of(x, axes, where=layers.where(mask, weights), **devices)
-        alpha = layer.blend
+        where = layers.where(mask, weights)
+        batch = _moments_of_batch(layer, x, stats, where, initializing=initializing)
+        alpha, features = layer.blend, layers.feature_shape(layer, x)
         if callable(alpha):  # of the number of samples, in which all places of a sample count as one
-            samples = batch.weight / math.prod(x.shape[a] for a in axes if a)
+            owned = check.axes(layers.feature_axes(layer), x, "feature_axis")
+            places = math.prod(n for axis, n in enumerate(x.shape) if axis and axis not in owned)
             with layers.promotion():
-                alpha = alpha(samples)
+                alpha = alpha(batch.weight / places)
         check.alpha(alpha)
         if jnp.ndim(alpha):
-            alpha = layers.per_feature(layer, jnp.asarray(alpha), x, batch.mean.shape)
+            alpha = layers.per_feature(layer, jnp.asarray(alpha), x, features)
             alpha = jnp.broadcast_to(alpha, stats.mean.shape)
     whole = Moments(*map(jnp.asarray, stats))
-    batch = Moments(*(jnp.broadcast_to(v, stats.mean.shape) for v in batch))  # to each state of a bank
     mixed = blended(whole, batch, alpha)
     if train is False:
         return mixed

@@ -223,9 +223,9 @@ class InstanceNorm(Stateful, nnx.InstanceNorm):
     def __call__(
         self,
         x: Array,
-        use_running_average: bool | None = None,
         *,
         mask: Array | None = None,
+        use_running_average: bool | None = None,
         weights: Array | None = None,
         scale: Array | None = None,
         bias: Array | None = None,
