@@ -10,7 +10,7 @@ from flax import nnx
 from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import recalibration as shared
 from jaxnorm._layers import state as state
-from jaxnorm.nnx.batch import MARK, BatchNorm
+from jaxnorm.nnx.batch import MARK, Stateful
 from jaxnorm.nnx.freezing import _modules
 from jaxnorm.nnx.from_flax import convert
 from jaxnorm.nnx.pop_art import PopArt
@@ -119,7 +119,7 @@ def _layers(model: Any) -> dict[str, Any]:
 def _stored(layer: Any) -> dict[str, Any]:
     """What the layer stores, by name, with the weight that its options ask for."""
     stored = {name: v.get_value() for name, v in vars(layer).items() if isinstance(v, nnx.BatchStat)}
-    if isinstance(layer, BatchNorm) and "weight" in state.names(layer) and "weight" not in stored:
+    if isinstance(layer, Stateful) and "weight" in state.names(layer) and "weight" not in stored:
         stored["weight"] = shared.empty(stored["mean"], stored["var"]).stats[-1]
     return stored
 
