@@ -200,3 +200,15 @@ def test_the_styles_of_data_parallel_training_agree(capsys):
         for part in ("params", "batch_stats"):
             chex.assert_trees_all_close(getattr(state, part), getattr(one, part), rtol=0, atol=5e-6)
     assert len(re.findall(r"[\d.]+%.* [\d.]+e[-+]0\d", capsys.readouterr().out)) == 4
+
+
+@pytest.mark.slow
+@flexible
+def test_test_time_adaptation(capsys):
+    rows = import_module("test_time_adaptation").main([])
+    output = capsys.readouterr().out
+    assert next(iter(rows)) == "as in training" and min(rows.pop("as in training")) > 0.95
+    for name, (source, batch, blended, adapted) in rows.items():
+        assert batch > source + 0.1 < min(blended, adapted), name
+        assert adapted > batch - 0.02, name
+        assert f"{adapted:.1%}" in output
