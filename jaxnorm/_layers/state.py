@@ -6,6 +6,7 @@ A `layer` is as in `calls`, with batch norm's fields, and with
     initial_stats(features, dtype) -> stats        at the start, of weight 0
     at_step(value) -> value                        of what may be a schedule
     schedules                                      the names of the fields that may be one
+    averages_instances                             whether mean and var are means over instances
     uses_stats                                     what it needs stored statistics for, if it does
 
 It stores them by name: `mean`, `var`, and what its options ask for.
@@ -27,6 +28,7 @@ from jaxnorm._layers import calls as layers
 from jaxnorm._norms.microbatches import Pending, initial_pending
 
 STATS = "mean", "var", "weight"
+SAMPLE = "measured_sample"  # of a norm that is measured: see `recalibration`
 # what `every_k` keeps: the moments since the last update of the average, the calls and the places
 PENDING = "pending_mean", "pending_var", "pending_weight", "pending_calls", "pending_places"
 SKIPPED = "skipped_channels", "skipped_batches"
@@ -119,6 +121,10 @@ def names(layer: Any, is_stored: Callable[[str], bool] = lambda name: False) -> 
         needs = {f"every_k={every_k}": every_k > 1, f"blend={layer.blend}": layer.blend is not None}
         _refuse_stored(layer, {**needs, "count_skipped=True": layer.count_skipped})
         return []
+    if layer.averages_instances and layer.momentum is None:
+        with calling(type(layer).__name__):
+            problem = "momentum=None is a cumulative average, which this norm does not keep"
+            raise error(ValueError, problem, "choose the fraction of the OLD average that is kept, as 0.9")
     stored = ["mean", "var"]
     if layer.debias or layer.momentum is None:
         stored.append("weight")
@@ -128,6 +134,8 @@ def names(layer: Any, is_stored: Callable[[str], bool] = lambda name: False) -> 
         stored.extend(PENDING)
     if layer.count_skipped:
         stored.extend(SKIPPED)
+    if is_stored(SAMPLE):
+        stored.append(SAMPLE)
     return stored
 
 

@@ -17,6 +17,7 @@ from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.moments import moments as moments_of
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._norms.banks import blended
 from jaxnorm._norms.microbatches import Pending, accumulate
@@ -41,6 +42,9 @@ def normalize_and_update(
       updated: whether the statistics are updated: a bool, or `train`.
       call: the options of `calls.normalize`, and what else `normalize` takes.
     """
+
+    if state.SAMPLE in stored:
+        return recalibration.measure(layer, x, parameters, stored, train=train, **call)
 
     def norm(x: Array, stats: Any, train: Any, **options: Any) -> tuple[Array, Any]:
         options = {"feature_axis": layers.feature_axes(layer), **call, **options}

@@ -56,7 +56,8 @@ def running_instance_norm(
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
     a = arguments(x, feature_axis, **options)
     check.not_batch(feature_axis, a.features, a.x)
-    check.decay(decay)
+    if decay is not None:
+        check.decay(decay)
     axes = tuple(axis for axis in a.axes if axis)
 
     def by_instances(_: Moments) -> tuple[Array, Moments]:

@@ -35,6 +35,7 @@ _MUTABLE = (
 class Stateful(Layer):
     """A layer that keeps statistics: what batch norm and instance norm have in common."""
 
+    averages_instances: ClassVar[bool] = False  # whether mean and var are averages of those of instances
     uses_stats: ClassVar[str] = ""  # what a subclass needs stored statistics for, as "to ..."
     schedules: ClassVar[tuple[str, ...]] = ("momentum",)
 
@@ -74,7 +75,10 @@ class Stateful(Layer):
             kept = {n: self.variable(_STATS, n, start, n) for n in names if n in there}
         stats = {n: kept[n].value if n in kept else start(n) for n in names}
         frozen = self.has_variable(_STATS, "frozen")
-        train, updated = state.mode(self, use_running_average, update_stats, frozen)
+        if state.SAMPLE in names:
+            train, updated = not frozen, False
+        else:
+            train, updated = state.mode(self, use_running_average, update_stats, frozen)
         modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
         y, new = update.normalize_and_update(self, x, values, stats, **modes, **call)
         with _advice(ModifyScopeVariableError, f"{name}: {_MUTABLE}"):

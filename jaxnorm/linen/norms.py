@@ -122,6 +122,8 @@ class InstanceNorm(Stateful, nn.InstanceNorm):
     unbiased: bool = False
     update_stats: bool | None = None
 
+    averages_instances: ClassVar[bool] = True
+
     # batch norm's options, which this norm has not
     debias: ClassVar[bool] = False
     every_k: ClassVar[int] = 1

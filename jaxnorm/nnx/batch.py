@@ -50,6 +50,7 @@ def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
 class Stateful(Layer):
     """A layer that keeps statistics: what batch norm and instance norm have in common."""
 
+    averages_instances: ClassVar[bool] = False  # whether mean and var are averages of those of instances
     uses_stats: ClassVar[str] = ""  # what a subclass needs stored statistics for, as "to ..."
     schedules: ClassVar[tuple[str, ...]] = ("momentum",)
 
@@ -85,7 +86,10 @@ class Stateful(Layer):
                 f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
                 "constructor or to the call, or set it with train(), eval() or nnx.view."
             )
-        train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
+        if hasattr(self, state.SAMPLE):
+            train, updated = not self.frozen, False
+        else:
+            train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
         y, new = self._y_and_stats(x, train=train, updated=updated, **call)
         for name, value in new.items():
             if hasattr(self, name):
@@ -98,7 +102,7 @@ class Stateful(Layer):
     def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
         """y, and the statistics to store. Those that a changed option needs are created at their start."""
         names = state.names(self, partial(hasattr, self))
-        stored = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
+        stored = {name: getattr(self, name).get_value() for name in names if hasattr(self, name)}
         if len(stored) < len(names):
             values = self._start()
             stored = {name: stored.get(name, values[name]) for name in names}

@@ -212,3 +212,23 @@ def test_test_time_adaptation(capsys):
         assert batch > source + 0.1 < min(blended, adapted), name
         assert adapted > batch - 0.02, name
         assert f"{adapted:.1%}" in output
+
+
+@pytest.mark.slow
+@flexible
+def test_averaged_weights_gain_by_recalibration(capsys):
+    rows = {row.weights: row for row in import_module("averaged_weights").main([])}
+    assert rows["SWA"].after > rows["SWA"].before + 0.02
+    assert rows["SWA"].after > rows["last"].after
+    assert rows["EMA"].after >= rows["EMA"].before - 0.005
+    printed = re.findall(r"│ (\w+) +│ ([\d.]+)% +│ ([\d.]+)%", capsys.readouterr().out)
+    assert {name: tuple(map(float, values)) for name, *values in printed} == {
+        name: (round(100 * row.before, 2), round(100 * row.after, 2)) for name, row in rows.items()
+    }
+
+
+def test_averaged_weights_refuses_wrong_arguments(capsys):
+    with pytest.raises(SystemExit):
+        import_module("averaged_weights").main(["--epochs", "0"])
+    message = "averaged_weights.py: error: argument --epochs: expected a whole number from 1, got '0'"
+    assert capsys.readouterr().err.splitlines()[-1] == message
