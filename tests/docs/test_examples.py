@@ -204,6 +204,18 @@ def test_the_styles_of_data_parallel_training_agree(capsys):
 
 @pytest.mark.slow
 @flexible
+def test_test_time_adaptation(capsys):
+    rows = import_module("test_time_adaptation").main([])
+    output = capsys.readouterr().out
+    assert next(iter(rows)) == "as in training" and min(rows.pop("as in training")) > 0.95
+    for name, (source, batch, blended, adapted) in rows.items():
+        assert batch > source + 0.1 < min(blended, adapted), name
+        assert adapted > batch - 0.02, name
+        assert f"{adapted:.1%}" in output
+
+
+@pytest.mark.slow
+@flexible
 def test_averaged_weights_gain_by_recalibration(capsys):
     rows = {row.weights: row for row in import_module("averaged_weights").main([])}
     assert rows["SWA"].after > rows["SWA"].before + 0.02
