@@ -63,15 +63,16 @@ __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:
     from jaxnorm import linen as linen
+    from jaxnorm import monitor as monitor
     from jaxnorm import nnx as nnx
 
 
 def __getattr__(name: str) -> types.ModuleType:
     """Flax's layers, imported when they are asked for: `import jaxnorm` alone imports no Flax."""
-    if name in ("linen", "nnx"):
+    if name in ("linen", "monitor", "nnx"):
         return importlib.import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "linen", "nnx"})
+    return sorted({*globals(), "linen", "monitor", "nnx"})

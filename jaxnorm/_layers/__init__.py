@@ -2,6 +2,7 @@
 
 calls          from the fields and the call of a layer to the arguments of its function
 state          the statistics that batch norm and its relatives keep
+watching       what a norm tells of a call where `diagnose` asks
 family         arithmetic of the layers without a state
 conditional    a scale and a bias made of a condition
 weights        the weights of another layer

@@ -13,6 +13,7 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`diagnose` reports what the statistics of a model say.
 """
 
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
@@ -21,6 +22,7 @@ from jaxnorm.linen.conditional import AdaLayerNorm as AdaLayerNorm
 from jaxnorm.linen.conditional import AdaLayerNormZero as AdaLayerNormZero
 from jaxnorm.linen.conditional import ConditionalBatchNorm as ConditionalBatchNorm
 from jaxnorm.linen.conditional import FiLM as FiLM
+from jaxnorm.linen.diagnosing import diagnose as diagnose
 from jaxnorm.linen.family import Derf as Derf
 from jaxnorm.linen.family import DynamicTanh as DynamicTanh
 from jaxnorm.linen.family import EvoNormS0 as EvoNormS0

@@ -15,6 +15,7 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+`diagnose` reports what the statistics of a model say.
 """
 
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
@@ -23,6 +24,7 @@ from jaxnorm.nnx.conditional import AdaLayerNorm as AdaLayerNorm
 from jaxnorm.nnx.conditional import AdaLayerNormZero as AdaLayerNormZero
 from jaxnorm.nnx.conditional import ConditionalBatchNorm as ConditionalBatchNorm
 from jaxnorm.nnx.conditional import FiLM as FiLM
+from jaxnorm.nnx.diagnosing import diagnose as diagnose
 from jaxnorm.nnx.family import Derf as Derf
 from jaxnorm.nnx.family import DynamicTanh as DynamicTanh
 from jaxnorm.nnx.family import EvoNormS0 as EvoNormS0
