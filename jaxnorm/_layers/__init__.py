@@ -2,6 +2,7 @@
 
 calls          from the fields and the call of a layer to the arguments of its function
 state          the statistics that batch norm and its relatives keep
+recalibration  the statistics of a whole model's norms, measured over batches
 watching       what a norm tells of a call where `diagnose` asks
 family         arithmetic of the layers without a state
 conditional    a scale and a bias made of a condition

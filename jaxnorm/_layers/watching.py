@@ -1,8 +1,8 @@
-"""What a norm tells of a call where `diagnose` asks. Elsewhere it tells nothing, and its program is the same.
+"""What norms tell of their calls where `diagnose` asks. Elsewhere a norm's program is what it was.
 
-Inside `watching` every norm normalizes by the batch, updates nothing, and tells what it measured through a
-callback, so that it is heard from inside `jax.jit`, `lax.scan` and `jax.checkpoint`, too. The switch is part of
-JAX's cache keys: a model that was compiled before is traced again.
+Inside `watching` a norm tells what it measured through a callback, so that it is heard from inside `jax.jit`,
+`lax.scan` and `jax.checkpoint`, too. The switch is part of JAX's cache keys: what was compiled before is
+traced again. The batch's statistics are not told: as in `recalibration` they are variables of the norm.
 """
 
 import math
@@ -18,15 +18,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxnorm._base.arithmetic import abs2, divide, one_plus
+from jaxnorm._base.arithmetic import abs2, divide
 from jaxnorm._core.moments import combine, moments
 
 # A tanh beyond this has less than 6 % of its slope left.
-SATURATED = 0.97
+FLAT = 0.97
 
-_switch = jax.make_user_context(False)
-_lock = threading.Lock()  # callbacks come from other threads, so that there is one list for all of them
-_told: list["Told"] = []
+_switch = jax.make_user_context(default_value=False)
+_lock = threading.Lock()
+_told: list["Told"] = []  # by callbacks, which run in other threads
 
 
 class Told(NamedTuple):
@@ -35,7 +35,7 @@ class Told(NamedTuple):
     path: str  # of the norm in the model, "b/norm"
     layer: str  # the name of its class
     options: dict[str, Any]  # what is static
-    arrays: dict[str, np.ndarray]  # what was measured, by name
+    values: dict[str, np.ndarray]  # what was measured
 
 
 def on() -> bool:
@@ -56,16 +56,7 @@ def watching() -> Iterator[list[Told]]:
         _told.clear()
 
 
-def tell_statistics(
-    layer: Any,
-    x: Array,
-    where: ArrayLike | None,
-    axes: Sequence[int],
-    stored: dict[str, Array],
-    batch: dict[str, Array],
-    options: dict[str, Any],
-    arrays: dict[str, Any],
-) -> None:
+def tell_statistics(layer: Any, x: Array, where: ArrayLike | None, axes: Sequence[int], size: int) -> None:
     """Tell of a norm that keeps statistics.
 
     Args:
@@ -73,13 +64,11 @@ def tell_statistics(
       x: what it was called with.
       where: its mask or weights, or None.
       axes: the axes of x that the statistics are taken over.
-      stored, batch: the stored statistics and those of x, by name.
-      options, arrays: what else to tell, static or not.
+      size: how many means are stored.
     """
-    counted = counts(x, where, axes)
-    arrays = arrays | {f"stored_{name}": v for name, v in stored.items()}
-    arrays |= {f"batch_{name}": v for name, v in batch.items()}
-    _tell(layer, options, arrays | counted)
+    momentum = layer.at_step(layer.momentum)
+    values = {"epsilon": layer.epsilon, **({} if momentum is None else {"momentum": momentum})}
+    _tell(layer, {"size": size}, values | counts(x, where, axes))
 
 
 def tell_input(layer: Any, x: Array, where: ArrayLike | None, parameters: dict[str, Array]) -> None:
@@ -93,26 +82,18 @@ def tell_input(layer: Any, x: Array, where: ArrayLike | None, parameters: dict[s
     """
     x = jnp.asarray(x)
     samples = moments(x, tuple(range(1, x.ndim)) or (0,), where=where, about=0.0)
-    arrays = {"square": samples.var, "seen": samples.weight}
+    values = {"square": samples.var, "seen": samples.weight}
     if "alpha" in parameters:
         squash = {name: parameters[name] for name in ("alpha", "shift") if name in parameters}
-        beyond = jnp.abs(layer.normalize(x, **squash)) > SATURATED
-        arrays["saturated"] = beyond.astype(jnp.float32).mean()
+        beyond = jnp.abs(layer.normalize(x, **squash)) > FLAT
+        values["saturated"] = beyond.astype(jnp.float32).mean()
     if hasattr(layer, "epsilon"):
-        arrays["epsilon"] = jnp.asarray(layer.epsilon)
-    _tell(layer, {}, arrays | affine(layer, parameters))
-
-
-def affine(layer: Any, parameters: dict[str, Array]) -> dict[str, Array]:
-    """The scale and the bias that a norm applies, of its stored parameters."""
-    found = {name: jnp.asarray(parameters[name]) for name in ("scale", "bias") if name in parameters}
-    if "scale" in found and getattr(layer, "zero_centered_scale", False):
-        found["scale"] = one_plus(found["scale"])
-    return found
+        values["epsilon"] = layer.epsilon
+    _tell(layer, {"zero_centered": getattr(layer, "zero_centered_scale", False)}, values)
 
 
 def counts(x: Array, where: ArrayLike | None, axes: Sequence[int]) -> dict[str, Array]:
-    """How many samples and how many independent values x has, and in how many channels it is not finite.
+    """How many samples x has, and as how many independent values it counts.
 
     Values of one sample are alike, so that a mean over n samples of m values is less exact than one over
     n * m independent values: it varies as the means of the samples do. `effective`, between n and n * m, is
@@ -124,7 +105,7 @@ def counts(x: Array, where: ArrayLike | None, axes: Sequence[int]) -> dict[str, 
       axes: those that statistics are taken over; the first one is that of the samples.
 
     Returns:
-      Scalars: `samples`, `effective` and `broken`.
+      Scalars: `samples` and `effective`.
     """
     batch, *inside = sorted(axes) or [0]
     each = moments(x, tuple(inside), where=where, keepdims=True)
@@ -137,15 +118,14 @@ def counts(x: Array, where: ArrayLike | None, axes: Sequence[int]) -> dict[str, 
     samples = seen.max(initial=0)
     least = jnp.maximum(jnp.nan_to_num(jnp.nanmedian(independent), nan=0.0), samples)
     most = samples * math.prod(x.shape[a] for a in inside)
-    finite = jnp.isfinite(whole.mean) & jnp.isfinite(whole.var)
-    broken = (~finite & (whole.weight > 0)).sum()
-    return {"samples": samples, "effective": jnp.minimum(least, most), "broken": broken}
+    return {"samples": samples, "effective": jnp.minimum(least, most)}
 
 
-def _tell(layer: Any, options: dict[str, Any], arrays: dict[str, Any]) -> None:
+def _tell(layer: Any, options: dict[str, Any], values: dict[str, Any]) -> None:
     path = layer.watched_as if hasattr(layer, "watched_as") else "/".join(layer.path)
+    arrays = {name: jnp.asarray(v) for name, v in values.items()}
     jax.debug.callback(partial(_hear, path, type(layer).__name__, options), arrays)
 
 
-def _hear(path: str, layer: str, options: dict[str, Any], arrays: dict[str, Any]) -> None:
-    _told.append(Told(path, layer, options, {name: np.asarray(v) for name, v in arrays.items()}))
+def _hear(path: str, layer: str, options: dict[str, Any], values: dict[str, Any]) -> None:
+    _told.append(Told(path, layer, options, {name: np.asarray(v) for name, v in values.items()}))

@@ -12,8 +12,8 @@ Layers that Flax lacks are those functions of `jaxnorm` that have parameters or 
 statistics are subclasses of `BatchNorm`, with all its options and modes; what a call is conditioned on comes
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
+`diagnose` reports what the statistics of a model say, and `recalibrate` measures them anew;
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
-`diagnose` reports what the statistics of a model say.
 """
 
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
@@ -45,10 +45,12 @@ from jaxnorm.linen.family_batch import SwitchableNorm as SwitchableNorm
 from jaxnorm.linen.freezing import freeze as freeze
 from jaxnorm.linen.freezing import norm_labels as norm_labels
 from jaxnorm.linen.freezing import unfreeze as unfreeze
+from jaxnorm.linen.from_flax import in_place_of_flax as in_place_of_flax
 from jaxnorm.linen.norms import GroupNorm as GroupNorm
 from jaxnorm.linen.norms import InstanceNorm as InstanceNorm
 from jaxnorm.linen.norms import LayerNorm as LayerNorm
 from jaxnorm.linen.norms import RMSNorm as RMSNorm
 from jaxnorm.linen.pop_art import PopArt as PopArt
+from jaxnorm.linen.recalibration import recalibrate as recalibrate
 from jaxnorm.linen.weights import SpectralNorm as SpectralNorm
 from jaxnorm.linen.weights import WeightNorm as WeightNorm

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 import jaxnorm
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._layers.calls import Shape
 from jaxnorm.linen.parameters import Layer, parameters
@@ -134,7 +135,8 @@ class BatchNorm(Layer, nn.BatchNorm):
                 "use_running_average", self.use_running_average, use_running_average
             )
         initializing, values = self.is_initializing(), parameters(self, x)
-        names = state.names(self)
+        measured = self.has_variable(_STATS, state.SAMPLE)
+        names = [*state.names(self), *([state.SAMPLE] if measured else [])]
 
         def start(name: str) -> Array:
             dtype = state.start_dtype(self, x, layers.result_dtype(self, x, *values.values()))
@@ -146,9 +148,14 @@ class BatchNorm(Layer, nn.BatchNorm):
             kept = {name: self.variable(_STATS, name, start, name) for name in names if name in there}
         stats = {name: kept[name].value if name in kept else start(name) for name in names}
         frozen = self.has_variable(_STATS, "frozen")
-        train, updated = state.mode(self, use_running_average, update_stats, frozen)
+        if measured:
+            train, updated = not frozen, False
+        else:
+            train, updated = state.mode(self, use_running_average, update_stats, frozen)
         modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
-        y, new = state.normalize_and_update(self, x, values, stats, **modes, **call)
+        run = recalibration.measure if measured else state.normalize_and_update
+        y, new = run(self, x, values, stats, **modes, **call)
+        state.tell(self, x, stats, **call)
         with _advice(ModifyScopeVariableError, _MUTABLE):
             for name, value in new.items():
                 if name in kept:

@@ -4,17 +4,20 @@ from typing import Any
 
 from flax import linen as nn
 from flax.core import DenyList, meta
+from flax.core.scope import union_filters
 
-from jaxnorm._layers import watching
+from jaxnorm._layers import recalibration, state, watching
+from jaxnorm.linen.from_flax import in_place_of_flax
+from jaxnorm.linen.recalibration import _unboxed, _with
 from jaxnorm.monitor.report import Report, of_calls
 
 
 def diagnose(model: nn.Module, variables: Any, batch: Any, **apply_kwargs: Any) -> Report:
     """A report of every norm: the batch's statistics against the stored ones.
 
-    Every norm with statistics normalizes by the batch's, whatever mode the model is in, unless it is frozen,
-    and nothing changes. Values come from inside of jit, scan and remat, too. Of norms that the batch does not
-    reach, and of Flax's own, what is stored is reported.
+    Norms with statistics normalize by the batch's meanwhile, whatever mode the model chooses, unless they
+    are frozen. The variables stay as they are. Norms are found inside of jit, scan and remat, too; Flax's
+    own run as ours. Of a norm that the batch does not reach, what is stored is reported.
 
     Args:
       model: a linen module.
@@ -37,6 +40,16 @@ def diagnose(model: nn.Module, variables: Any, batch: Any, **apply_kwargs: Any) 
     ['never_updated', 'momentum']
     """
     args = batch if isinstance(batch, tuple) else (batch,)
-    with watching.watching() as told:
-        model.apply(variables, *args, **{"mutable": DenyList("params"), **apply_kwargs})
-    return of_calls(told, meta.unbox(variables))
+    stats = _unboxed(variables.get("batch_stats", {}))
+    frozen = {path for path, norm in stats.items() if "frozen" in norm}
+    marked = {path: recalibration.marked(norm, path in frozen) for path, norm in stats.items()}
+    asked = {**variables, "batch_stats": _with(variables["batch_stats"], marked)} if stats else variables
+    mutable = union_filters(apply_kwargs.pop("mutable", DenyList("params")), "batch_stats")
+    with watching.watching() as told, in_place_of_flax():
+        _, after = model.apply(asked, *args, mutable=mutable, **apply_kwargs)
+    batches = {
+        path: norm[state.SAMPLE].stats
+        for path, norm in _unboxed(after.get("batch_stats", {})).items()
+        if path in stats
+    }
+    return of_calls(told, meta.unbox(variables), batches, frozen)

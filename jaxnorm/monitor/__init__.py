@@ -1,9 +1,9 @@
 """What the statistics of norms say: a report of a model, of a checkpoint, and the measures beneath.
 
-`jaxnorm.linen.diagnose(model, variables, batch)` and `jaxnorm.nnx.diagnose(model, batch)` return a `Report`, and so
-does `read(checkpoint)`, which `python -m jaxnorm.monitor CHECKPOINT` prints. The measures are functions of `Moments`
-and run under `jax.jit`. `report.table()` needs rich, `report.plot(path)` matplotlib, and a checkpoint orbax:
-`pip install 'jaxnorm[monitor]'`. A model that nobody asks about computes what it would without this folder.
+`jaxnorm.linen.diagnose(model, variables, batch)` and `jaxnorm.nnx.diagnose(model, batch)` return a `Report`,
+and so does `read(checkpoint)`, which `python -m jaxnorm.monitor CHECKPOINT` prints. The measures are
+functions of `Moments` and run under `jax.jit`. `report.table()` needs rich, `report.plot(path)` matplotlib,
+and a checkpoint orbax: `pip install 'jaxnorm[monitor]'`. Where nobody asks, a model computes nothing more.
 
 measures       shift, KL divergence, noise, and flags of channels, on Moments; from where on each is a finding
 findings       one norm, its findings, and what to do

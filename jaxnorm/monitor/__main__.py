@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m jaxnorm.monitor",
-        description="Reports what the statistics in an orbax checkpoint tell. Exits with 0 where all is healthy, "
-        "with 1 where something was found, and with 2 where the checkpoint cannot be read.",
+        description="Reports what the statistics in an orbax checkpoint tell. Exits with 0 where all is "
+        "healthy, with 1 where something was found, and with 2 where the checkpoint cannot be read.",
     )
     parser.add_argument("checkpoint", help="the folder that orbax wrote")
     parser.add_argument("--epsilon", type=float, default=1e-5, help="of the norms, default: %(default)s")

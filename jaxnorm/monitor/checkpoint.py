@@ -17,10 +17,10 @@ READ = {"mean", "var", "scale"}
 def read(checkpoint: str | os.PathLike[str], *, epsilon: float = 1e-5) -> Report:
     """A report of the statistics in a checkpoint that orbax wrote: of linen's variables or of an nnx State.
 
-    They may be part of a larger tree, such as a TrainState. Of a checkpoint manager's folder the newest step is
-    read. Statistics and scales are all that is loaded, into the host's memory.
+    They may be part of a larger tree, such as a TrainState. Of a checkpoint manager's folder the newest step
+    is read. Statistics and scales are all that is loaded, into the host's memory.
 
-    Without a batch it tells what is never updated, not finite, exploding or dead, and variances below epsilon.
+    Without a batch it tells what was never updated, is not finite, explodes, is dead or below epsilon.
 
     Args:
       checkpoint: the path of its folder.
@@ -50,7 +50,8 @@ def read(checkpoint: str | os.PathLike[str], *, epsilon: float = 1e-5) -> Report
         norms += stored_norms(tree, epsilon=epsilon)
     if not norms:
         raise ValueError(
-            f"read: {checkpoint} holds no statistics, no `mean` beside a `var`; save batch_stats, or nnx.state(model)."
+            f"read: {checkpoint} holds no statistics, no `mean` beside a `var`; save batch_stats, or "
+            "nnx.state(model)."
         )
     return Report(norms)
 

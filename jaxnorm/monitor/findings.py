@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm._core.moments import Moments
@@ -64,7 +63,6 @@ class Norm:
     frozen: bool = False
     samples: float | None = None  # how many the batch has
     effective: float | None = None  # as how many independent values they count
-    broken: float = 0  # in how many channels the batch is not finite
     scale: np.ndarray | None = None  # [channels], or any shape
     bias: np.ndarray | None = None
     square: np.ndarray | None = None  # of a norm without statistics: the mean square of each sample
@@ -78,16 +76,15 @@ class Norm:
         scale = self.scale
         if scale is not None and scale.size != 1 and scale.shape != self.stored.var.shape[-scale.ndim :]:
             scale = None  # of each place of x, or otherwise not one a channel
-        found = m.flags(
-            Moments(*map(jnp.asarray, self.stored)),
-            batch=None if self.batch is None else Moments(*map(jnp.asarray, self.batch)),
+        return m.flags(
+            self.stored,
+            batch=self.batch,
             scale=scale,
             epsilon=self.epsilon,
             samples=self.samples,
             effective=self.effective,
             decay=self.momentum if self.momentum is None or 0 <= self.momentum < 1 else None,
         )
-        return m.Flags(*map(np.asarray, found))
 
     def of_channels(self, measure: str) -> np.ndarray | None:
         """`shift` or `divergence`, one value a channel: NaN where there is none; None without a batch."""
@@ -136,34 +133,35 @@ class Norm:
 
     def _of_options(self) -> dict[str, tuple[float, str]]:
         """What the options and the size of the batch tell: by kind the value and the advice."""
-        found = {}
+        found: dict[str, tuple[float, str]] = {}
         held, momentum = self.held, self.momentum
         if held is not None and momentum is not None and not self.frozen:
             if momentum >= 1:
                 found["momentum"] = (
                     held,
-                    f"momentum={momentum:g} keeps the old statistics for ever; choose one below 1, such as 0.9.",
+                    f"momentum={momentum:g} keeps the old statistics for ever; choose less, such as 0.9.",
                 )
             elif held <= m.FEW_BATCHES:
                 found["momentum"] = (
                     held,
-                    f"momentum={momentum:.3g} is the fraction of the OLD value that is kept, so that the average "
-                    f"holds {held:.2g} batches. PyTorch's momentum={momentum:.3g} is {1 - momentum:.3g} here: "
-                    f"set momentum={max(1 - momentum, 0.9):.3g}, then train on, or recalibrate.",
+                    f"momentum={momentum:.3g} is the fraction of the OLD value that is kept, so that the "
+                    f"average holds {held:.2g} batches. PyTorch's momentum={momentum:.3g} is "
+                    f"momentum={1 - momentum:.3g} here: set that, then train on, or recalibrate.",
                 )
         if self.small_batch and self.samples is not None and self.noise is not None:
             mean, var = self.noise
             found["small_batch"] = (
                 self.samples,
-                f"Statistics of {_counted(self.samples, 'sample')} are noisy: by {mean:.2g} deviations in the mean "
-                f"and by {100 * var:.0f} % in the variance. Train with GroupNorm, BatchRenorm, or axis_name "
-                f"across devices; every_k steadies the average. A shift shows from {m.SMALL_BATCH} samples on.",
+                f"Statistics of {_counted(self.samples, 'sample')} are noisy: by {mean:.2g} deviations in "
+                f"the mean and by {100 * var:.0f} % in the variance. Train with GroupNorm, BatchRenorm, or "
+                "axis_name across devices; every_k steadies the average. Whether the data have shifted shows "
+                f"from {m.SMALL_BATCH} samples on.",
             )
         return found
 
     def _of_values(self) -> dict[str, tuple[float, str]]:
         """What the parameters and the input of a norm without statistics tell."""
-        found = {}
+        found: dict[str, tuple[float, str]] = {}
         broken = [name for name in ("scale", "bias") if _broken(getattr(self, name))]
         if _broken(self.square):
             broken.append("input")
@@ -178,8 +176,8 @@ class Norm:
         if self.saturated is not None and self.saturated > m.SATURATED:
             found["saturated"] = (
                 self.saturated,
-                f"{100 * self.saturated:.0f} % of the elements are on the flat part of the tanh, where gradients "
-                "vanish. Start from a smaller alpha, lower the learning rate, or use LayerNorm or RMSNorm.",
+                f"{100 * self.saturated:.0f} % of the elements are on the flat part of the tanh, where "
+                "gradients vanish. Start from a smaller alpha, lower the learning rate, or use RMSNorm.",
             )
         if self.square is not None and self.square.size and not _broken(self.square):
             typical, largest = float(np.median(self.square)), float(np.sqrt(self.square.max()))
@@ -197,7 +195,7 @@ class Norm:
         found: dict[str, tuple[float, str]] = {}
         size = flags.dead.size
         counts = {name: int(flag.sum()) for name, flag in flags._asdict().items()}
-        if n := max(counts["non_finite"], int(self.broken)):
+        if n := counts["non_finite"]:
             text = "have a mean or variance that is NaN or infinite, or a negative variance"
             found["non_finite"] = (n, f"{_part(n, size)} {text}. {_LOST}")
         if n := counts["never_updated"]:
@@ -211,15 +209,16 @@ class Norm:
             reached = float(np.nanmax([_largest(v) for v in (self.stored, self.batch) if v is not None]))
             found["exploding"] = (
                 reached,
-                f"{_part(n, size)} have a mean or deviation above {m.EXPLODING:g}, up to {reached:.2g}. {_EXPLODING}",
+                f"{_part(n, size)} have a mean or deviation above {m.EXPLODING:g}, up to {reached:.2g}. "
+                f"{_EXPLODING}",
             )
         if n := counts["dead"]:
             found["dead_channels"] = (n, f"{_part(n, size)} have variance 0 or scale 0. {_DEAD}")
         if (n := counts["small_variance"]) >= m.SHARE * size and n and self.smallest is not None:
             found["small_variance"] = (
                 self.smallest,
-                f"{_part(n, size)} have a variance below epsilon={self.epsilon:g}, down to {self.smallest:.2g}. "
-                f"{_SMALL}",
+                f"{_part(n, size)} have a variance below epsilon={self.epsilon:g}, down to "
+                f"{self.smallest:.2g}. {_SMALL}",
             )
         if not self.small_batch and (counts["shifted"] >= max(m.SHARE * size, 1) or counts["far"]):
             found["shift"] = self._shift(flags, counts["shifted"])
@@ -233,19 +232,22 @@ class Norm:
         chosen = ratio[flags.shifted]
         value = float(moved[flags.shifted].max())
         return value, (
-            f"In {_part(shifted, moved.size)} the batch differs from the stored statistics: the mean by up to "
-            f"{value:.2g} deviations, the variance by a factor of {chosen.min():.2g} to {chosen.max():.2g}. If "
-            "the data have changed, recalibrate on them or evaluate with blend; if training was short, train on "
-            "with a lower momentum or debias=True."
+            f"In {_part(shifted, moved.size)} the batch differs from the stored statistics: the mean by up "
+            f"to {value:.2g} deviations, the variance by a factor of {chosen.min():.2g} to "
+            f"{chosen.max():.2g}. If the data have changed, recalibrate on them or evaluate with blend; if "
+            "training was short, train on, with a lower momentum or debias=True, or recalibrate."
         )
 
 
 _LOST = "Go back to a checkpoint before, and lower the learning rate or clip the gradients."
 _DEAD = (
-    "They pass nothing on. Look for weights that are 0 and for units that never fire in the layer before; lower "
-    "the learning rate, or remove the channels."
+    "They pass nothing on. Look for weights that are 0 and for units that never fire in the layer before; "
+    "lower the learning rate, or remove the channels."
 )
-_SMALL = "Epsilon outweighs it, so that the output is not of variance 1. Scale the input up, or choose a smaller epsilon."
+_SMALL = (
+    "Epsilon outweighs it, so that the output's variance is below 1. Scale the input up, or choose a "
+    "smaller epsilon."
+)
 _EXPLODING = (
     "Training diverges, or the data are not scaled: lower the learning rate, clip gradients, scale the data."
 )

@@ -1,6 +1,6 @@
 """Measures of stored statistics and of a batch, on Moments, and from where on a measure is a finding.
 
-All are functions of arrays and run under `jax.jit`, for those who watch statistics in their own training step.
+All are functions of arrays and run under `jax.jit`, also in a training step of one's own.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 from jaxnorm._base.arithmetic import abs2
 from jaxnorm._core.moments import Moments
 
-# The constants are public, with the reason beside each.
+# From where on a measure is a finding, and why there.
 
-# A mean that has moved by half a standard deviation, or a variance by a factor of two: both are a KL divergence of
-# about 0.1 between the Gaussians. Running averages of a healthy training stay well below.
+# A mean that has moved by half a standard deviation, or a variance by a factor of two: each is a KL
+# divergence of about 0.1 between the Gaussians. The averages of a healthy training stay well below.
 SHIFT = 0.5
 RATIO = 2.0
 # One channel alone is a finding only if its mean has moved by as much as this: rare features vary by less.
@@ -24,13 +24,13 @@ FAR = 2.0
 SHARE = 0.1
 # Less than this many standard errors may be the noise of the batch: at four, one in 16 000 Gaussian channels.
 NOISE = 4.0
-# Batch norm's error rises clearly from batches of 8 downwards (Wu and He 2018, figure 1).
+# Batch norm's error rises clearly below batches of 8 (Wu and He 2018, arXiv:1803.08494, figure 1).
 SMALL_BATCH = 8
 # A variance this far below epsilon, and below the largest of the norm's: y varies by less than 1 %.
 DEAD = 1e-4
 # A mean or deviation this large: float16 ends at 65504, and the gradients of the layer before grow alike.
 EXPLODING = 1e4
-# An average of two batches or fewer is as noisy as a batch. PyTorch's usual momenta, read as Flax's, hold 1.1.
+# An average of two batches or fewer is as noisy as a batch. PyTorch's usual 0.1, read as Flax's, holds 1.1.
 FEW_BATCHES = 2.0
 # A tanh with more than half of its input beyond +-0.97 passes almost no gradient to the layers before.
 SATURATED = 0.5
@@ -142,7 +142,8 @@ def flags(
 
     Args:
       stored: the stored statistics.
-      batch: those of a batch, of the same shape. Of weight 0 are the channels that it does not have; None: all.
+      batch: those of a batch, of the same shape; of weight 0 where the batch has no such channel. None: there
+        is no batch.
       scale: the norm's, broadcastable to the statistics.
       epsilon: the norm's.
       samples: how many samples the batch has, by default its weight. Below SMALL_BATCH the batch is too noisy

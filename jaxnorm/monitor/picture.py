@@ -31,8 +31,8 @@ STYLE: dict[Any, Any] = {
 def draw(norms: Sequence[Norm], path: str | PathLike[str]) -> None:
     """Draws norms into a PNG: one line for each, one mark for every channel.
 
-    The panels: the deviation (of a norm without statistics: the root of each sample's mean square), and, where
-    there was a batch, the shift of the mean and the ratio of the variances.
+    The panels: the deviation (of a norm without statistics: the root of each sample's mean square), and,
+    where there was a batch, the shift of the mean and the ratio of the variances.
 
     Args:
       norms: of a report.
@@ -67,7 +67,7 @@ def draw(norms: Sequence[Norm], path: str | PathLike[str]) -> None:
 
 
 def _deviations(norm: Norm) -> np.ndarray:
-    """The deviation of each channel, or the root mean square of each sample; what is no such number is left out."""
+    """The deviation of each channel, or the root mean square of each sample, where it is above 0."""
     values = norm.square
     if norm.stored is not None:
         values = np.asarray(norm.stored.var)

@@ -1,15 +1,17 @@
 """A report: the norms of a model, what is wrong with each, and the table."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm._core.moments import Moments, merge
+from jaxnorm._base.arithmetic import wide
+from jaxnorm._core.moments import Moments
 from jaxnorm.monitor.extras import imported
 from jaxnorm.monitor.findings import Finding, Norm
 
@@ -20,8 +22,8 @@ Arrays = dict[str, np.ndarray]
 class Report:
     """What `diagnose` or a checkpoint tells of the norms of a model.
 
-    `findings` is plain data: an empty list is a healthy model. `norms` are the measures of every norm. `table()`
-    and `print` show both, `plot(path)` draws them.
+    `findings` is plain data: an empty list is a healthy model. `norms` are the measures of every norm.
+    `table()` and `print` show both, `plot(path)` draws them.
 
     >>> import jaxnorm as jn
     >>> from jaxnorm.monitor import Norm, Report
@@ -49,10 +51,10 @@ class Report:
     def table(self) -> str:
         """A row for every norm, healthy ones too, and beneath it each finding with what to do.
 
-        The columns: the largest shift of a channel's mean, in stored deviations; the largest KL divergence; how
-        many batches the average holds; the noise of the batch's mean, in deviations, and of its variance; the
-        smallest variance (of a norm without statistics: the median sample's mean square); and the kinds of the
-        findings. A dash: nothing is known.
+        The columns: the largest shift of a channel's mean, in stored deviations; the largest KL divergence;
+        how many batches the average holds; the standard errors of the batch's mean, in deviations, and of its
+        variance, in variances; the smallest variance (of a norm without statistics: the median sample's mean
+        square); the kinds of the findings. A dash: nothing is known.
 
         Raises:
           ImportError: rich is not installed.
@@ -72,7 +74,8 @@ class Report:
             file=out, width=10_000, color_system=None, force_terminal=False, legacy_windows=False
         )
         console.print(table)
-        return "\n".join([out.getvalue().rstrip("\n"), *map(str, self.findings or ["No findings."])])
+        beneath = list(map(str, self.findings)) or ["No findings."]
+        return "\n".join([out.getvalue().rstrip("\n"), *beneath])
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draws every channel of every norm, as a PNG.
@@ -110,32 +113,41 @@ def _row(norm: Norm) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if 100 <= abs(value) < 10_000 else f"{value:.2g}"
 
 
 # ---------------------------------------------------------------- of what was told, and of what is stored
 
 
-def of_calls(told: Iterable[tuple[str, str, Mapping[str, Any], Arrays]], variables: Any) -> Report:
-    """The report of `diagnose`: of the norms that were called, and of those that were not but have statistics.
+def of_calls(
+    told: Iterable[tuple[str, str, Mapping[str, Any], Arrays]],
+    variables: Any,
+    batches: Mapping[str, Any],
+    frozen: Collection[str],
+) -> Report:
+    """The report of `diagnose`: of norms that were called, and of others that have statistics.
 
     Args:
-      told: what each call told: the norm's path, its class, its static options and its arrays.
+      told: of each call the norm's path, its class, its static options and its values, in order.
       variables: of the model, as in `stored_norms`.
+      batches: the statistics of the batch, by the norm's path, of those that keep any.
+      frozen: the paths of those whose statistics are frozen.
 
     Raises:
-      ValueError: there are none.
+      ValueError: there are no norms.
     """
-    calls: dict[str, list[Norm]] = {}
-    for path, layer, options, arrays in told:
-        calls.setdefault(path, []).append(_called(path, layer, options, arrays))
-    norms = [_joined(each) for each in calls.values()]
+    calls: dict[str, list[Any]] = {}
+    for path, *call in told:
+        calls.setdefault(path, []).append(call)
+    nodes = _nodes(variables)
+    norms = [
+        _called(path, each, nodes.get(path, {}), batches, path in frozen) for path, each in calls.items()
+    ]
     norms += [norm for norm in stored_norms(variables) if norm.path not in calls]
     if not norms:
-        raise ValueError(
-            "diagnose: the model calls no norm of jaxnorm and stores no statistics; replace Flax's norms by those of "
-            "jaxnorm.linen or jaxnorm.nnx."
-        )
+        raise ValueError("diagnose: the model has no norm; choose a model with norms of jaxnorm or of Flax.")
     return Report(norms)
 
 
@@ -143,28 +155,22 @@ def stored_norms(tree: Any, *, epsilon: float = 1e-5) -> list[Norm]:
     """The norms whose statistics are in a tree: wherever there is a `mean` beside a `var`.
 
     Args:
-      tree: arrays, as linen's variables or nnx's State name them, or a larger tree around these. "batch_stats" is
-        left out of a norm's path.
+      tree: arrays, as linen's variables or nnx's State name them, or a larger tree around these.
       epsilon: of the norms.
     """
-    stored = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
     norms = []
-    for place in [p[:-1] for p in stored if p[-1:] == ("mean",)]:
-        mean, var = (stored.get((*place, name)) for name in ("mean", "var"))
-        if var is None or np.ndim(mean) not in (np.ndim(var), np.ndim(var) - 1):
-            continue
-        beside = tuple("params" if part == "batch_stats" else part for part in place)
-        scale = stored.get((*beside, "scale"))
-        norms.append(
-            Norm(
-                path="/".join(part for part in place if part != "batch_stats"),
-                # a layer with a kernel and statistics, which are those of its targets
-                layer="PopArt" if (*beside, "kernel") in stored else "-",
-                stored=_moments({"mean": np.asarray(mean), "var": np.asarray(var)}),
-                scale=None if scale is None else np.asarray(scale),
-                epsilon=epsilon,
+    for path, node in _nodes(tree).items():
+        if "mean" in node and "var" in node and np.ndim(node["mean"]) in (n := np.ndim(node["var"]), n - 1):
+            norms.append(
+                Norm(
+                    path=path,
+                    # a layer with a kernel and statistics, which are those of its targets
+                    layer="PopArt" if "kernel" in node else "-",
+                    stored=_moments(node["mean"], node["var"]),
+                    scale=_values(node.get("scale")),
+                    epsilon=epsilon,
+                )
             )
-        )
     return norms
 
 
@@ -174,85 +180,78 @@ def path_of(keys: tuple[Any, ...]) -> tuple[str, ...]:
     return names[:-1] if names[-1:] == ("value",) else names
 
 
-def _called(path: str, layer: str, options: Mapping[str, Any], arrays: Arrays) -> Norm:
-    """The norm of one call."""
-
-    def group(prefix: str) -> Moments | None:
-        found = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        return _moments(found) if found else None
-
-    numbers = {
-        k: float(arrays[k])
-        for k in ("epsilon", "momentum", "samples", "effective", "broken", "saturated")
-        if k in arrays
-    }
-    values = {name: arrays[name] for name in ("scale", "bias") if name in arrays}
-    if "square" in arrays:
-        values["square"] = arrays["square"][arrays["seen"] > 0]
-    stored, batch = group("stored_"), group("batch_")
-    if stored is not None:  # evaluation uses it, whatever its weight
-        stored = stored._replace(weight=np.ones_like(stored.var))
-    return Norm(path=path, layer=layer, stored=stored, batch=batch, **options, **numbers, **values)
+def _nodes(tree: Any) -> dict[str, dict[str, Any]]:
+    """The leaves of each module, by name, by its path: linen's parameters and statistics are one module's."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        *path, name = ["", *path_of(keys)]
+        place = "/".join(part for part in path[1:] if part not in ("params", "batch_stats"))
+        nodes.setdefault(place, {})[name] = leaf
+    return nodes
 
 
-def _moments(values: Arrays) -> Moments:
-    """Moments of one shape, one value a channel: of covariances the diagonals.
+def _called(
+    path: str, calls: Sequence[Any], node: Mapping[str, Any], batches: Mapping[str, Any], frozen: bool
+) -> Norm:
+    """The norm of one or more calls.
 
     Args:
-      values: mean and var, and the weight, whose shape may be a prefix of theirs.
+      path: of the norm.
+      calls: of each its class, its static options and its values.
+      node: its variables, by name.
+      batches, frozen: as in `of_calls`.
     """
-    mean, var = (
-        v if v.dtype.itemsize >= 4 else v.astype(np.float32) for v in (values["mean"], values["var"])
+    layer, options, values = calls[0]
+
+    def every(name: str) -> np.ndarray:
+        return np.concatenate([np.ravel(v[name]) for _, _, v in calls])
+
+    norm = Norm(
+        path=path,
+        layer=layer,
+        epsilon=float(values.get("epsilon", 0.0)),
+        momentum=float(values["momentum"]) if "momentum" in values else None,
+        scale=_values(node.get("scale")),
+        bias=_values(node.get("bias")),
     )
+    if "size" not in options:
+        if options["zero_centered"] and norm.scale is not None:
+            norm = replace(norm, scale=1 + norm.scale)
+        square = every("square")[every("seen") > 0]
+        return replace(
+            norm, square=square, saturated=every("saturated").max() if "saturated" in values else None
+        )
+    stored = _moments(node["mean"], node["var"])
+    # a norm inside of lax.scan is called once for each layer, which has its share of what is stored
+    layers = stored.mean.size // options["size"]
+    return replace(
+        norm,
+        stored=stored,
+        batch=_moments(*batches[path]),
+        samples=float(every("samples").sum() / layers),
+        effective=float(every("effective").sum() / layers),
+        frozen=frozen,
+    )
+
+
+def _moments(mean: Any, var: Any, weight: Any = 1.0) -> Moments:
+    """Moments of one shape, in float32 or wider: of covariances the diagonals.
+
+    Args:
+      mean, var: arrays.
+      weight: its shape may be a prefix of theirs.
+    """
+    mean, var, weight = (jnp.asarray(v) for v in (mean, var, weight))
+    mean, var = mean.astype(wide(mean.dtype)), var.astype(wide(var.dtype))
     if var.ndim > mean.ndim:
-        var = np.diagonal(var, axis1=-2, axis2=-1)
-    weight = values.get("weight", np.ones(()))
+        var = jnp.diagonal(var, axis1=-2, axis2=-1)
     weight = weight.reshape(weight.shape + (1,) * (mean.ndim - weight.ndim))
-    return Moments(mean, var, np.broadcast_to(weight, mean.shape).astype(var.dtype))
+    return Moments(mean, var, jnp.broadcast_to(weight, mean.shape).astype(var.dtype))
 
 
-def _joined(calls: list[Norm]) -> Norm:
-    """The calls of one norm as one.
-
-    Calls by the same statistics are one batch. A norm inside of `lax.scan` is called by the statistics of one
-    layer after the other: the channels of all layers are then side by side.
-    """
-    layers: dict[bytes, Norm] = {}
-    for call in calls:
-        key = b"" if call.stored is None else call.stored.mean.tobytes() + call.stored.var.tobytes()
-        layers[key] = _together(layers[key], call) if key in layers else call
-    first, *others = layers.values()
-    if not others:
-        return first
-    every = first, *others
-    return replace(
-        first,
-        stored=_side_by_side(norm.stored for norm in every),
-        batch=_side_by_side(norm.batch for norm in every),
-        samples=min(norm.samples or 0 for norm in every),
-        effective=min(norm.effective or 0 for norm in every),
-        broken=sum(norm.broken for norm in every),
-        scale=None if first.scale is None else np.concatenate([np.ravel(norm.scale) for norm in every]),
-        bias=None if first.bias is None else np.concatenate([np.ravel(norm.bias) for norm in every]),
-    )
-
-
-def _together(a: Norm, b: Norm) -> Norm:
-    """Two calls by the same statistics."""
-    if a.batch is None or b.batch is None:
-        squares = [norm.square for norm in (a, b) if norm.square is not None]
-        saturated = [norm.saturated for norm in (a, b) if norm.saturated is not None]
-        return replace(a, square=np.concatenate(squares), saturated=max(saturated, default=None))
-    return replace(
-        a,
-        batch=Moments(*map(np.asarray, merge(a.batch, b.batch))),
-        samples=(a.samples or 0) + (b.samples or 0),
-        effective=(a.effective or 0) + (b.effective or 0),
-        broken=max(a.broken, b.broken),
-    )
-
-
-def _side_by_side(parts: Iterable[Moments | None]) -> Moments:
-    """The channels of all on the first axis."""
-    fields = zip(*(part for part in parts if part is not None), strict=True)
-    return Moments(*(np.concatenate(list(map(np.atleast_1d, values))) for values in fields))
+def _values(stored: Any) -> np.ndarray | None:
+    """A parameter as numpy has it, in float32 or wider."""
+    if stored is None or stored is Ellipsis:
+        return None
+    value = jnp.asarray(stored)
+    return np.asarray(value.astype(wide(value.dtype)))

@@ -14,8 +14,8 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 `promote_dtype` is for Flax's own layers.
 
+`diagnose` reports what the statistics of a model say, and `recalibrate` measures them anew;
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
-`diagnose` reports what the statistics of a model say.
 """
 
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
@@ -47,10 +47,12 @@ from jaxnorm.nnx.family_batch import SwitchableNorm as SwitchableNorm
 from jaxnorm.nnx.freezing import freeze as freeze
 from jaxnorm.nnx.freezing import norm_labels as norm_labels
 from jaxnorm.nnx.freezing import unfreeze as unfreeze
+from jaxnorm.nnx.from_flax import convert as convert
 from jaxnorm.nnx.norms import GroupNorm as GroupNorm
 from jaxnorm.nnx.norms import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.norms import LayerNorm as LayerNorm
 from jaxnorm.nnx.norms import RMSNorm as RMSNorm
 from jaxnorm.nnx.pop_art import PopArt as PopArt
+from jaxnorm.nnx.recalibration import recalibrate as recalibrate
 from jaxnorm.nnx.weights import SpectralNorm as SpectralNorm
 from jaxnorm.nnx.weights import WeightNorm as WeightNorm

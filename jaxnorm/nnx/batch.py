@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 import jaxnorm
 from jaxnorm._base.compilation import compiled_method
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._layers.calls import Initializer, Shape
 from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, parameters, promoted
@@ -177,8 +178,12 @@ class BatchNorm(Layer, nnx.BatchNorm):
                 f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
                 "constructor or to the call, or set it with train(), eval() or nnx.view."
             )
-        train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
+        if hasattr(self, state.SAMPLE):
+            train, updated = not self.frozen, False
+        else:
+            train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
         y, new = self._y_and_stats(x, train=train, updated=updated, **call)
+        state.tell(self, x, {"mean": self.mean[...]}, **call)
         for name, value in new.items():
             if hasattr(self, name):
                 getattr(self, name).set_value(value)
@@ -196,6 +201,9 @@ class BatchNorm(Layer, nnx.BatchNorm):
             stored = {name: stored.get(name, values[name]) for name in names}
         if type(self).normalize is BatchNorm.normalize:  # Flax's own promotes its statistics, too
             call["promote"] = promoted(self, stored["mean"], stored["var"])
+        if hasattr(self, state.SAMPLE):
+            stored[state.SAMPLE] = getattr(self, state.SAMPLE).get_value()
+            return recalibration.measure(self, x, parameters(self), stored, **call)
         return state.normalize_and_update(self, x, parameters(self), stored, **call)
 
     def _start(self) -> dict[str, Array]:

@@ -4,17 +4,21 @@ from typing import Any
 
 from flax import nnx
 
-from jaxnorm._layers import watching
+from jaxnorm._base.messages import calling
+from jaxnorm._layers import recalibration, state, watching
 from jaxnorm.monitor.report import Report, of_calls
-from jaxnorm.nnx.freezing import _modules, _name
+from jaxnorm.nnx.batch import MARK
+from jaxnorm.nnx.freezing import _modules
+from jaxnorm.nnx.from_flax import convert
+from jaxnorm.nnx.recalibration import _measurable, _store, _stored
 
 
 def diagnose(model: nnx.Module, batch: Any, **call_kwargs: Any) -> Report:
     """A report of every norm: the batch's statistics against the stored ones.
 
-    Every norm with statistics normalizes by the batch's, in train() and eval() alike, unless it is frozen, and
-    nothing of the model changes. Values come from inside of jit, scan and remat, too. Of norms that the batch
-    does not reach, and of Flax's own, what is stored is reported.
+    Norms with statistics normalize by the batch's meanwhile, in train() and eval() alike, unless they are
+    frozen. The model stays as it is. Norms are found inside of jit, scan and remat, too; Flax's own run as
+    ours. Of a norm that the batch does not reach, what is stored is reported.
 
     Args:
       model: an nnx module, which is called.
@@ -37,10 +41,18 @@ def diagnose(model: nnx.Module, batch: Any, **call_kwargs: Any) -> Report:
     ['never_updated', 'momentum']
     """
     args = batch if isinstance(batch, tuple) else (batch,)
-    _modules("diagnose", model)
-    copy = nnx.clone(model)
-    for path, module in _modules("diagnose", copy):
-        module.watched_as = _name(path)
+    with calling("diagnose"):
+        _modules(model)
+    copy: Any = nnx.clone(model)
+    convert(copy)
+    modules: dict[str, Any] = {"/".join(map(str, keys)): module for keys, module in nnx.iter_modules(copy)}
+    for path, module in modules.items():
+        module.watched_as = path
+    norms = {path: (layer, _stored(layer)) for path, layer in modules.items() if _measurable(layer)}
+    frozen = {path for path, (layer, _) in norms.items() if hasattr(layer, MARK)}
+    for path, (layer, stored) in norms.items():
+        _store(layer, recalibration.marked(stored, path in frozen))
     with watching.watching() as told:
         copy(*args, **call_kwargs)
-    return of_calls(told, nnx.to_pure_dict(nnx.state(model)))
+    batches = {path: _stored(layer)[state.SAMPLE].stats for path, (layer, _) in norms.items()}
+    return of_calls(told, nnx.to_pure_dict(nnx.state(model)), batches, frozen)
