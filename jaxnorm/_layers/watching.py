@@ -76,7 +76,7 @@ def tell_input(layer: Any, x: Array, where: ArrayLike | None, parameters: dict[s
 
     Args:
       layer: the norm.
-      x: what it was called with.
+      x: what it normalizes.
       where: its mask or weights, or None.
       parameters: as they are stored, by name.
     """

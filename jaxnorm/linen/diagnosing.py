@@ -6,7 +6,9 @@ from flax import linen as nn
 from flax.core import DenyList, meta
 from flax.core.scope import union_filters
 
+from jaxnorm._base.messages import calling
 from jaxnorm._layers import recalibration, state, watching
+from jaxnorm.linen.freezing import check_dict
 from jaxnorm.linen.from_flax import in_place_of_flax
 from jaxnorm.linen.recalibration import _unboxed, _with
 from jaxnorm.monitor.report import Report, of_calls
@@ -30,6 +32,7 @@ def diagnose(model: nn.Module, variables: Any, batch: Any, **apply_kwargs: Any) 
 
     Raises:
       ValueError: the model has no norm.
+      TypeError: variables is no dict.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxnorm import linen as jn
@@ -39,17 +42,16 @@ def diagnose(model: nn.Module, variables: Any, batch: Any, **apply_kwargs: Any) 
     >>> [finding.kind for finding in report.findings]
     ['never_updated', 'momentum']
     """
+    with calling("diagnose"):
+        check_dict("variables", variables, "the variables that init returned")
     args = batch if isinstance(batch, tuple) else (batch,)
     stats = _unboxed(variables.get("batch_stats", {}))
     frozen = {path for path, norm in stats.items() if "frozen" in norm}
-    marked = {path: recalibration.marked(norm, path in frozen) for path, norm in stats.items()}
+    marked = {path: recalibration.marked(norm, False) for path, norm in stats.items()}
     asked = {**variables, "batch_stats": _with(variables["batch_stats"], marked)} if stats else variables
     mutable = union_filters(apply_kwargs.pop("mutable", DenyList("params")), "batch_stats")
     with watching.watching() as told, in_place_of_flax():
         _, after = model.apply(asked, *args, mutable=mutable, **apply_kwargs)
-    batches = {
-        path: norm[state.SAMPLE].stats
-        for path, norm in _unboxed(after.get("batch_stats", {})).items()
-        if path in stats
-    }
+    measured = _unboxed(after.get("batch_stats", {}))
+    batches = {path: measured[path][state.SAMPLE].stats for path in stats}
     return of_calls(told, meta.unbox(variables), batches, frozen)

@@ -169,7 +169,7 @@ class Norm:
             count = sum(
                 int((~np.isfinite(v)).sum()) for v in (self.scale, self.bias, self.square) if v is not None
             )
-            found["non_finite"] = (count, f"The {' and the '.join(broken)} holds NaN or infinity. {_LOST}")
+            found["non_finite"] = (count, f"NaN or infinity in its {' and its '.join(broken)}. {_LOST}")
         if self.stored is None and self.scale is not None and (self.scale == 0).any():
             dead = int((self.scale == 0).sum())
             found["dead_channels"] = (dead, f"{_part(dead, self.scale.size)} have scale 0. {_DEAD}")
@@ -187,7 +187,7 @@ class Norm:
                     f"The mean square of most samples is below epsilon={self.epsilon:g}. {_SMALL}",
                 )
             if largest > m.EXPLODING:
-                found["exploding"] = (largest, f"The input reaches {largest:.2g}. {_EXPLODING}")
+                found["exploding"] = (largest, f"Its input reaches {largest:.2g}. {_EXPLODING}")
         return found
 
     def _of_statistics(self, flags: m.Flags) -> dict[str, tuple[float, str]]:

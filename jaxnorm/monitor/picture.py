@@ -1,5 +1,6 @@
 """The drawing of a report."""
 
+import textwrap
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -8,12 +9,16 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from jaxnorm.monitor import measures
 from jaxnorm.monitor.findings import Norm
 
 # Okabe and Ito's, which colour-blind readers tell apart; the markers differ, too.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -53,15 +58,15 @@ def draw(norms: Sequence[Norm], path: str | PathLike[str]) -> None:
         if panels == 3:
             _shift_axis(axes[1])
             _ratio_axis(axes[2])
-        figure.suptitle(_title(norms), x=0.01, horizontalalignment="left", fontsize=12)
+        figure.suptitle(textwrap.fill(_title(norms), 34 * panels), x=0.01, horizontalalignment="left", fontsize=12)
         marks = [
-            mpl.lines.Line2D([], [], color=c, marker=m, linestyle="", label=text)
+            Line2D([], [], color=c, marker=m, linestyle="", label=text)
             for c, m, text in (
                 (BLUE, "o", "a channel of a healthy norm"),
                 (ORANGE, "^", "of a norm with findings"),
             )
         ]
-        line = mpl.lines.Line2D([], [], color=GREY, linestyle="--", label="where a finding begins")
+        line = Line2D([], [], color=GREY, linestyle="--", label="where a finding begins")
         figure.legend(handles=[*marks, line], loc="outside lower left", ncols=3)
         figure.savefig(path, format="png")
 
@@ -115,6 +120,8 @@ def _deviation_axis(axis: Axes, norms: Sequence[Norm]) -> None:
 def _shift_axis(axis: Axes) -> None:
     axis.set_title("Batch's mean against the stored one")
     axis.set_xscale("symlog", linthresh=1)
+    axis.xaxis.set_major_formatter(_PLAIN)
+    axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
     axis.axvline(measures.SHIFT, color=GREY, linestyle="--")
     axis.set_xlim(left=0)
     axis.set_xlabel("difference, in stored deviations")
@@ -123,6 +130,7 @@ def _shift_axis(axis: Axes) -> None:
 def _ratio_axis(axis: Axes) -> None:
     axis.set_title("Batch's variance against the stored one")
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(_PLAIN)
     for ratio in (1 / measures.RATIO, measures.RATIO):
         axis.axvline(ratio, color=GREY, linestyle="--")
     axis.set_xlabel("ratio")
