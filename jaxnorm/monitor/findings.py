@@ -225,15 +225,19 @@ class Norm:
         return found
 
     def _shift(self, flags: m.Flags, shifted: int) -> tuple[float, str]:
-        """The value and the advice of a shift."""
-        stored, batch, moved = self.stored, self.batch, self.of_channels("shift")
-        assert stored is not None and batch is not None and moved is not None
+        """The value and the advice of a shift.
+
+        The value is sqrt(2 * KL): so many deviations is the shift of a mean alone with that divergence.
+        """
+        stored, batch = self.stored, self.batch
+        moved, divergence = self.of_channels("shift"), self.of_channels("divergence")
+        assert stored is not None and batch is not None and moved is not None and divergence is not None
         ratio = (np.asarray(batch.var) + self.epsilon) / (np.asarray(stored.var) + self.epsilon)
         chosen = ratio[flags.shifted]
-        value = float(moved[flags.shifted].max())
-        return value, (
+        furthest = float(moved[flags.shifted].max())
+        return float(np.sqrt(2 * divergence[flags.shifted].max())), (
             f"In {_part(shifted, moved.size)} the batch differs from the stored statistics: the mean by up "
-            f"to {value:.2g} deviations, the variance by a factor of {chosen.min():.2g} to "
+            f"to {furthest:.2g} deviations, the variance by a factor of {chosen.min():.2g} to "
             f"{chosen.max():.2g}. If the data have changed, recalibrate on them or evaluate with blend; if "
             "training was short, train on, with a lower momentum or debias=True, or recalibrate."
         )

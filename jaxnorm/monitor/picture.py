@@ -20,6 +20,10 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
+_CUT = 64.0  # ratios beyond are drawn there
+
+_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -49,6 +53,7 @@ def draw(norms: Sequence[Norm], path: str | PathLike[str]) -> None:
         axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
         for place, norm in enumerate(norms):
             color, marker = (ORANGE, "^") if norm.findings else (BLUE, "o")
+            _note_missing(axes, norm, place)
             for panel, values in zip(axes, (_deviations(norm), *_moved(norm)), strict=False):
                 spread = np.linspace(-0.25, 0.25, values.size) if values.size > 1 else np.zeros(values.size)
                 panel.plot(
@@ -71,14 +76,24 @@ def draw(norms: Sequence[Norm], path: str | PathLike[str]) -> None:
         figure.savefig(path, format="png")
 
 
+def _note_missing(axes: Sequence[Axes], norm: Norm, place: int) -> None:
+    """Says why a norm has no marks: its values are not finite, or there is nothing to compare."""
+    missing = [_deviations(norm), *_moved(norm)] if norm.stored is not None else [_deviations(norm)]
+    texts = "not finite", "not compared", "not compared"
+    for panel, values, text in zip(axes, missing, texts, strict=False):
+        if not values.size:
+            where = {"transform": panel.get_yaxis_transform(), "va": "center", "bbox": _BOX}
+            panel.text(0.03, place, text, color=GREY, fontsize=8, **where)
+
+
 def _deviations(norm: Norm) -> np.ndarray:
-    """The deviation of each channel, or the root mean square of each sample, where it is above 0."""
+    """The deviation of each channel, or the root mean square of each sample, where it is finite."""
     values = norm.square
     if norm.stored is not None:
         values = np.asarray(norm.stored.var)
         if norm.batch is not None:
             values = np.where(np.asarray(norm.batch.weight) > 0, norm.batch.var, values)
-    return np.sqrt(_positive(values))
+    return np.clip(np.sqrt(_usable(values)), 1e-4, 1e6)
 
 
 def _moved(norm: Norm) -> tuple[np.ndarray, np.ndarray]:
@@ -88,20 +103,23 @@ def _moved(norm: Norm) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0), np.zeros(0)
     known = np.isfinite(shift)
     ratio = (np.asarray(norm.batch.var) + norm.epsilon) / (np.asarray(norm.stored.var) + norm.epsilon)
-    return shift[known], ratio[known]
+    return shift[known], np.clip(ratio[known], 1 / _CUT, _CUT)
 
 
-def _positive(values: np.ndarray | None) -> np.ndarray:
+def _usable(values: np.ndarray | None) -> np.ndarray:
+    """The values that are finite and not negative."""
     values = np.ravel(np.zeros(0) if values is None else values)
-    return values[np.isfinite(values) & (values > 0)]
+    return values[np.isfinite(values) & (values >= 0)]
 
 
 def _deviation_axis(axis: Axes, norms: Sequence[Norm]) -> None:
     axis.set_title("Deviation of a channel")
     axis.set_xscale("log")
-    axis.axvline(np.sqrt(min(norm.epsilon for norm in norms)), color=GREY, linestyle="--")
+    axis.set_xlim(1e-4, 1e6)
+    for epsilon in {norm.epsilon for norm in norms if norm.epsilon}:
+        axis.axvline(np.sqrt(epsilon), color=GREY, linestyle="--")
     axis.axvline(measures.EXPLODING, color=GREY, linestyle="--")
-    axis.set_xlabel("left line: root of epsilon; right: exploding")
+    axis.set_xlabel("lines: root of epsilon, and exploding; cut at the ends")
     labels = [
         "\n".join(
             [
@@ -123,17 +141,19 @@ def _shift_axis(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(_PLAIN)
     axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1.0, 3.0)))
     axis.axvline(measures.SHIFT, color=GREY, linestyle="--")
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, max(3, axis.get_xlim()[1]))
     axis.set_xlabel("difference, in stored deviations")
 
 
 def _ratio_axis(axis: Axes) -> None:
     axis.set_title("Batch's variance against the stored one")
     axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(_PLAIN)
+    axis.set_xlim(0.8 / _CUT, 1.25 * _CUT)
+    axis.set_xticks([4.0**k for k in range(-3, 4)], ["1/64", "1/16", "1/4", "1", "4", "16", "64"])
+    axis.minorticks_off()
     for ratio in (1 / measures.RATIO, measures.RATIO):
         axis.axvline(ratio, color=GREY, linestyle="--")
-    axis.set_xlabel("ratio")
+    axis.set_xlabel("ratio, cut at 1/64 and 64")
 
 
 def _title(norms: Sequence[Norm]) -> str:
