@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
+from inspect import getattr_static
 from typing import Any, NamedTuple
 
 from jaxnorm._base.messages import Named
@@ -43,28 +44,24 @@ class Choice(NamedTuple):
     reason: str = ""
 
 
-def choose(layer: Any, norms: Mapping[type, type]) -> Choice:
+def choose(layer: Any, norms: Mapping[Any, Any]) -> Choice:
     """What takes the place of a layer's class.
 
     Args:
       layer: any layer of a model.
       norms: Flax's norms, and ours for each.
     """
-    cls = type(layer)
+    cls: Any = type(layer)
     if issubclass(cls, Named):
         return Choice()
     flax_s = next((base for base in cls.__mro__ if base in norms), None)
     if flax_s is None:
-        foreign = (
-            f"{cls.__name__} is not a subclass of a norm of Flax" if cls.__name__.endswith("Norm") else ""
-        )
-        return Choice(reason=foreign)
+        foreign = f"{cls.__name__} is not a subclass of a norm of Flax"
+        return Choice(reason=foreign if cls.__name__.endswith("Norm") else "")
     ours = norms[flax_s]
-    if changed := _overridden(cls, flax_s):
-        return Choice(reason=f"{cls.__name__} overrides {changed} of {flax_s.__name__}")
-    if taken := _taken(layer, flax_s, ours):
-        return Choice(reason=f"{cls.__name__} has {taken}, which jaxnorm's {ours.__name__} has, too")
-    return Choice(ours if cls is flax_s else _combined(cls, ours))
+    needed = _needed(flax_s, ours)
+    methods = {name for name in needed & vars(layer).keys() if _is_method(getattr_static(ours, name))}
+    return _clash(cls, ours, min(methods)) if methods else _of_class(cls, flax_s, ours)
 
 
 def missing(layer: Any, cls: type) -> dict[str, Any]:
@@ -85,34 +82,40 @@ def missing(layer: Any, cls: type) -> dict[str, Any]:
 _MODES = {"set_view"}
 
 
-def _overridden(cls: type, flax_s: type) -> str:
-    """The first of the methods of a norm's call that a subclass has changed; empty if there is none."""
+@functools.cache
+def _of_class(cls: Any, flax_s: Any, ours: Any) -> Choice:
+    """What takes the place of a class: one class for all models, so that compiled programs know it again.
+
+    Args:
+      cls: a norm of Flax, or a subclass.
+      flax_s: the norm of Flax.
+      ours: that of jaxnorm.
+    """
+    if cls is flax_s:
+        return Choice(ours)
     for name, method in vars(flax_s).items():
         called = name == "__call__" or not name.startswith("__")
-        if called and name not in _MODES and inspect.isfunction(method):
-            if getattr(cls, name) is not getattr(flax_s, name):
-                return name
-    return ""
+        called = called and name not in _MODES and inspect.isfunction(method)
+        if called and getattr(cls, name) is not getattr(flax_s, name):
+            return Choice(reason=f"{cls.__name__} overrides {name} of {flax_s.__name__}")
+    names = {*dir(cls), *getattr(cls, "__dataclass_fields__", ())}
+    if taken := names & _needed(flax_s, ours):
+        return _clash(cls, ours, min(taken))
+    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return Choice(type(cls)(cls.__name__, (cls, ours), {**body, "__init__": cls.__init__}))
 
 
-def _taken(layer: Any, flax_s: type, ours: type) -> str:
-    """A name that a user gave to something of a norm, and that ours needs; empty if there is none.
+def _clash(cls: type, ours: type, name: str) -> Choice:
+    """A subclass is left that has given `name` to something else than `ours` needs it for."""
+    return Choice(reason=f"{cls.__name__} has {name}, which jaxnorm's {ours.__name__} has, too")
 
-    An attribute of the layer that is called like an option of ours is that option.
-    """
+
+@functools.cache
+def _needed(flax_s: Any, ours: Any) -> frozenset[str]:
+    """The names that a norm of ours has, and that of Flax has not."""
     known = {*dir(flax_s), *inspect.signature(flax_s.__init__).parameters}
-    needed = {name for name in dir(ours) if not name.startswith("__")} - known
-    methods = {name for name in needed if _is_method(inspect.getattr_static(ours, name))}
-    of_class = {*dir(type(layer)), *getattr(type(layer), "__dataclass_fields__", ())}
-    return min((needed & of_class) | (methods & vars(layer).keys()), default="")
+    return frozenset(name for name in dir(ours) if not name.startswith("__") and name not in known)
 
 
 def _is_method(value: Any) -> bool:
     return callable(value) or isinstance(value, property)
-
-
-@functools.cache
-def _combined(cls: type, ours: type) -> type:
-    """The subclass of a user's norm that calls ours. One for all models: compiled programs know it again."""
-    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls)(cls.__name__, (cls, ours), {**body, "__init__": cls.__init__})

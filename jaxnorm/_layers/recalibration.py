@@ -27,8 +27,7 @@ from jaxnorm._core.moments import merge as merge_moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
 from jaxnorm._norms.batch import sample_variance
-from jaxnorm._norms.whitening import Covariance
-from jaxnorm._norms.whitening import merge as merge_covariances
+from jaxnorm._norms.whitening import Covariance, merge_covariances
 from jaxnorm.population.merging import merge_batches
 
 E = TypeVar("E", bound=Exception)
@@ -42,6 +41,7 @@ class Sample(NamedTuple):
     stats: Any  # Moments, or a Covariance: merged
     places: Array  # [*weight] how many places were counted, of a norm that is `unbiased`; else 0
     cumulative: Array  # [*weight] bool: whether the weight to store is the count
+    linear: Array  # [*weight] bool: whether var is a mean, too, as instance norm's is
 
 
 # Of each norm, by its path: the stored variables by name, and in a step's answer the SAMPLE.
@@ -66,17 +66,19 @@ def empty(mean: Array, var: Array) -> Sample:
     else:
         weight = var
         stats = Moments(mean, var, weight)
-    return Sample(stats, weight, jnp.zeros_like(weight, bool))
+    no = jnp.zeros_like(weight, bool)
+    return Sample(stats, weight, no, no)
 
 
-def marked(norm: Mapping[str, Any], evaluate: bool) -> dict[str, Any]:
+def marked(norm: Mapping[str, Any], evaluate: bool, frozen: str) -> dict[str, Any]:
     """The variables of a norm that is to be measured.
 
     Args:
       norm: those that are stored, by name.
-      evaluate: whether it normalizes by them, and not by the batch.
+      evaluate: whether it normalizes by them, as a frozen norm does, and not by the batch.
+      frozen: the name of a frozen norm's mark.
     """
-    mark = {"frozen": state.mark(norm["var"])} if evaluate else {}
+    mark = {frozen: state.mark(norm["var"])} if evaluate else {}
     return {**norm, **mark, SAMPLE: empty(norm["mean"], norm["var"])}
 
 
@@ -87,22 +89,22 @@ def measure(
     stored: dict[str, Any],
     *,
     train: bool,
-    updated: bool = False,
     **call: Any,
 ) -> tuple[Array, dict[str, Any]]:
     """y, and the variables after the call: the sample with x in it, and a stored weight as it was.
 
     Args:
-      layer, x, parameters, stored, call: as for `state.normalize_and_update`; stored holds the SAMPLE, too.
+      layer, x, parameters, stored, call: as for `update.normalize_and_update`; stored holds the SAMPLE, too.
       train: whether y is by the batch's statistics, and not by the stored ones.
-      updated: whether anything else is stored: nothing is.
     """
 
     def norm(x: Array, stats: Any, train: bool, **options: Any) -> tuple[Array, Any]:
-        options = {"decay": None, "feature_axis": layer.axis, **call, **options}
+        options = {"decay": None, "feature_axis": layers.feature_axes(layer), **each, **call, **options}
         return layers.normalize(layer, x, parameters, stats, train=train, **options)
 
     sample: Sample = stored[SAMPLE]
+    linear = layer.averages_instances
+    each = {"unbiased": True} if layer.unbiased and linear else {}
     stats = state.moments(layer, x, stored, False)
     unseen = stats._replace(weight=jnp.zeros_like(stats.weight))
     y, new = norm(x, unseen if train else stats, train)
@@ -118,9 +120,9 @@ def measure(
     count = places[-1].reshape(weight.shape).astype(weight.dtype)
     left_out = (count > 0) & (weight == 0)
     new = type(before)(mean, choose(_beside(left_out, var), jnp.nan, var), choose(left_out, count, weight))
-    counted = sample.places + count if layer.unbiased else sample.places
-    cumulative = jnp.full_like(sample.cumulative, layer.momentum is None)
-    after: dict[str, Any] = {SAMPLE: Sample(_merge_stats(before, new), counted, cumulative)}
+    counted = count if layer.unbiased and not linear else jnp.zeros_like(count)
+    kinds = (jnp.full_like(sample.linear, kind) for kind in (layer.momentum is None, linear))
+    after: dict[str, Any] = {SAMPLE: merge(sample, Sample(new, counted, *kinds))}
     return y, {**after, "weight": stored["weight"]} if "weight" in stored else after
 
 
@@ -129,8 +131,16 @@ def _beside(v: Array, var: Array) -> Array:
     return v.reshape(v.shape + (1,) * (var.ndim - v.ndim))
 
 
-def _merge_stats(a: Any, b: Any) -> Any:
-    return merge_covariances(a, b) if isinstance(a, Covariance) else merge_moments(a, b)
+def merge(a: Sample, b: Sample) -> Sample:
+    """Both samples as one."""
+    linear = a.linear | b.linear
+    if isinstance(a.stats, Covariance):
+        stats: Any = merge_covariances(a.stats, b.stats)
+    else:
+        stats = merge_moments(a.stats, b.stats)
+        of_var = merge_moments(*(m._replace(mean=m.var.astype(m.mean.dtype)) for m in (a.stats, b.stats)))
+        stats = stats._replace(var=choose(linear, of_var.mean.real, stats.var))
+    return Sample(stats, a.places + b.places, a.cumulative | b.cumulative, linear)
 
 
 # ---------------------------------------------------------------- over all batches
@@ -215,7 +225,7 @@ def _one_pass(
             raise _error(ValueError, "batches is empty", "give one batch or more")
         _check_finite(finite, number)
 
-    whole = merge_batches(parts(), by=_merge)
+    whole = merge_batches(parts(), by=_merge_norms)
     unseen = [path for path in whole if not _is_seen(whole[path][SAMPLE])]
     if unseen and not evaluate:
         warnings.warn(
@@ -227,13 +237,9 @@ def _one_pass(
 
 
 @jax.jit
-def _merge(a: Norms, b: Norms) -> dict[str, dict[str, Any]]:
+def _merge_norms(a: Norms, b: Norms) -> dict[str, dict[str, Any]]:
     """The samples of two batches as one; other variables as they are in a."""
-
-    def two(a: Sample, b: Sample) -> Sample:
-        return Sample(_merge_stats(a.stats, b.stats), a.places + b.places, a.cumulative | b.cumulative)
-
-    return {path: {**norm, SAMPLE: two(norm[SAMPLE], b[path][SAMPLE])} for path, norm in a.items()}
+    return {path: {**norm, SAMPLE: merge(norm[SAMPLE], b[path][SAMPLE])} for path, norm in a.items()}
 
 
 @jax.jit
@@ -253,7 +259,7 @@ def _settled(norms: Norms, whole: Norms) -> dict[str, dict[str, Any]]:
         new["weight"] = choose(sample.cumulative, new["weight"], 1)
         found[path] = {
             name: choose(_beside(seen, new[name]), new[name], layers.widen(v)) if name in new else v
-            for name, v in old.items()
+            for name, v in state.without_pending(old).items()
         }
     return found
 

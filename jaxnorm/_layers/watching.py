@@ -64,11 +64,11 @@ def tell_statistics(layer: Any, x: Array, where: ArrayLike | None, axes: Sequenc
       x: what it was called with.
       where: its mask or weights, or None.
       axes: the axes of x that the statistics are taken over.
-      size: how many means are stored.
+      size: how many means are stored; 0: none.
     """
     momentum = layer.at_step(layer.momentum)
     values = {"epsilon": layer.epsilon, **({} if momentum is None else {"momentum": momentum})}
-    _tell(layer, {"size": size}, values | counts(x, where, axes))
+    _tell(layer, {"size": size, "by_batch": not layer.averages_instances}, values | counts(x, where, axes))
 
 
 def tell_input(layer: Any, x: Array, where: ArrayLike | None, parameters: dict[str, Array]) -> None:

@@ -130,12 +130,9 @@ def trained_or_evaluated(
 
     def training() -> tuple[Array, Moments]:
         y, m = by_batch(state)
-        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         if unbiased:
-            n = m.weight
-            if a.where is not None and a.where.dtype != jnp.bool_:  # places are counted, not weighed
-                n = moments(a.x, a.axes, where=a.where > 0, axis_name=a.axis_name).weight
-            m = m._replace(var=sample_variance(m.var, n))
+            m = m._replace(var=sample_variance(m.var, places(a, m, a.axes)))
+        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         return y, remember(old, m, decay)
 
     values = a.x, old, a.where, a.scale, a.bias
@@ -171,6 +168,24 @@ def either(
     return chosen
 
 
+def places(a: Arguments, m: Moments, axes: tuple[int, ...]) -> Array:
+    """How many places of weight above 0 there are in each sample that moments of x are taken of.
+
+    Args:
+      a: the arguments of the norm.
+      m: the moments, as many axes as x.
+      axes: that they were taken over.
+    """
+    if a.where is None or a.where.dtype == jnp.bool_:
+        return m.weight
+    return moments(a.x, axes, where=a.where > 0, axis_name=a.axis_name, keepdims=True).weight
+
+
+def sample_variance(var: Array, n: Array) -> Array:
+    """PyTorch's variance, which divides by n - 1, of one that divides by n; the same where n < 2."""
+    return var * choose(n >= 2, divide(n, n - 1), 1)
+
+
 def beside_x(a: Arguments, stats: Moments) -> Moments:
     """A state with as many axes as x, and sharded as moments of x are."""
     shape = [n if axis in a.features else 1 for axis, n in enumerate(a.x.shape)]
@@ -190,16 +205,6 @@ def sound(stats: Moments) -> Moments:
     mean, var, weight = stats
     good = jnp.isfinite(mean) & jnp.isfinite(var) & (var >= 0) & jnp.isfinite(weight)
     return Moments(choose(good, mean, 0), choose(good, var, 1), choose(good, weight, 0))
-
-
-def sample_variance(var: Array, n: Array) -> Array:
-    """PyTorch's variance of n places, var * n / (n - 1); of fewer than two it is var.
-
-    Args:
-      var: the variance that divides by n.
-      n: of a shape that broadcasts to var's.
-    """
-    return var * choose(n >= 2, divide(n, n - 1), 1)
 
 
 def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments:

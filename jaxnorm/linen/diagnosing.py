@@ -47,7 +47,7 @@ def diagnose(model: nn.Module, variables: Any, batch: Any, **apply_kwargs: Any) 
     args = batch if isinstance(batch, tuple) else (batch,)
     stats = _unboxed(variables.get("batch_stats", {}))
     frozen = {path for path, norm in stats.items() if "frozen" in norm}
-    marked = {path: recalibration.marked(norm, False) for path, norm in stats.items()}
+    marked = {path: recalibration.marked(norm, False, "frozen") for path, norm in stats.items()}
     asked = {**variables, "batch_stats": _with(variables["batch_stats"], marked)} if stats else variables
     mutable = union_filters(apply_kwargs.pop("mutable", DenyList("params")), "batch_stats")
     with watching.watching() as told, in_place_of_flax():

@@ -14,7 +14,7 @@ from jaxnorm.linen.batch import BatchNorm
 from jaxnorm.linen.norms import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from jaxnorm.linen.weights import SpectralNorm, WeightNorm
 
-_NORMS: dict[type, type] = {
+_NORMS: dict[Any, Any] = {
     nn.BatchNorm: BatchNorm,
     nn.LayerNorm: LayerNorm,
     nn.RMSNorm: RMSNorm,

@@ -88,7 +88,7 @@ def recalibrate(
         rngs: Any,
         evaluate: bool,
     ) -> Any:
-        marked = {path: shared.marked(norm, evaluate) for path, norm in norms.items()}
+        marked = {path: shared.marked(norm, evaluate, "frozen") for path, norm in norms.items()}
         stats = _with(variables[_STATS], marked)
         with in_place_of_flax():
             _, after = model.apply(

@@ -61,6 +61,7 @@ class Norm:
     epsilon: float = 1e-5
     momentum: float | None = None  # Flax's: the fraction of the OLD value that is kept
     frozen: bool = False
+    by_batch: bool = True  # whether training normalizes by the batch's statistics
     samples: float | None = None  # how many the batch has
     effective: float | None = None  # as how many independent values they count
     scale: np.ndarray | None = None  # [channels], or any shape
@@ -110,8 +111,8 @@ class Norm:
     @property
     def small_batch(self) -> bool:
         """Whether the batch has too few samples for this norm's statistics."""
-        training = not self.frozen and self.layer not in OF_INPUTS
-        return training and self.samples is not None and self.samples < m.SMALL_BATCH
+        by_batch = self.by_batch and not self.frozen and self.layer not in OF_INPUTS
+        return by_batch and self.samples is not None and self.samples < m.SMALL_BATCH
 
     @property
     def smallest(self) -> float | None:

@@ -63,7 +63,9 @@ def draw(norms: Sequence[Norm], path: str | PathLike[str]) -> None:
         if panels == 3:
             _shift_axis(axes[1])
             _ratio_axis(axes[2])
-        figure.suptitle(textwrap.fill(_title(norms), 34 * panels), x=0.01, horizontalalignment="left", fontsize=12)
+        figure.suptitle(
+            textwrap.fill(_title(norms), 34 * panels), x=0.01, horizontalalignment="left", fontsize=12
+        )
         marks = [
             Line2D([], [], color=c, marker=m, linestyle="", label=text)
             for c, m, text in (

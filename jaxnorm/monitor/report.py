@@ -221,6 +221,9 @@ def _called(
         return replace(
             norm, square=square, saturated=every("saturated").max() if "saturated" in values else None
         )
+    samples, effective = every("samples").sum(), every("effective").sum()
+    if not options["size"]:
+        return replace(norm, momentum=None, samples=float(samples), effective=float(effective))
     stored = _moments(node["mean"], node["var"])
     # a norm inside of lax.scan is called once for each layer, which has its share of what is stored
     layers = stored.mean.size // options["size"]
@@ -228,9 +231,10 @@ def _called(
         norm,
         stored=stored,
         batch=_moments(*batches[path]),
-        samples=float(every("samples").sum() / layers),
-        effective=float(every("effective").sum() / layers),
+        samples=float(samples / layers),
+        effective=float(effective / layers),
         frozen=frozen,
+        by_batch=options["by_batch"],
     )
 
 

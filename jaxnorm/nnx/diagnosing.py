@@ -51,7 +51,7 @@ def diagnose(model: nnx.Module, batch: Any, **call_kwargs: Any) -> Report:
     norms = {path: (layer, _stored(layer)) for path, layer in modules.items() if _measurable(layer)}
     frozen = {path for path, (layer, _) in norms.items() if hasattr(layer, MARK)}
     for path, (layer, stored) in norms.items():
-        _store(layer, recalibration.marked(stored, False))
+        _store(layer, recalibration.marked(stored, False, MARK))
     with watching.watching() as told:
         copy(*args, **call_kwargs)
     batches = {path: _stored(layer)[state.SAMPLE].stats for path, (layer, _) in norms.items()}

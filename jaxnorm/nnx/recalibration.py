@@ -10,7 +10,7 @@ from flax import nnx
 from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import recalibration as shared
 from jaxnorm._layers import state as state
-from jaxnorm.nnx.batch import MARK, BatchNorm
+from jaxnorm.nnx.batch import MARK, Stateful
 from jaxnorm.nnx.freezing import _modules
 from jaxnorm.nnx.from_flax import convert
 from jaxnorm.nnx.pop_art import PopArt
@@ -86,7 +86,7 @@ def recalibrate(
         convert(copy)
         layers = _layers(copy)
         for path, norm in norms.items():
-            _store(layers[path], shared.marked(norm, evaluate))
+            _store(layers[path], shared.marked(norm, evaluate, MARK))
         copy(*arguments.tree(), **kwargs.tree())
         after = {path: _stored(layers[path]) for path in norms}
         return shared.answer(after, norms), nnx.state(copy, nnx.RngState)
@@ -120,7 +120,7 @@ def _measurable(module: Any) -> bool:
 def _stored(layer: Any) -> dict[str, Any]:
     """What the layer stores, by name, with the weight that its options ask for."""
     stored = {name: v.get_value() for name, v in vars(layer).items() if isinstance(v, nnx.BatchStat)}
-    if isinstance(layer, BatchNorm) and "weight" in state.names(layer) and "weight" not in stored:
+    if isinstance(layer, Stateful) and "weight" in state.names(layer) and "weight" not in stored:
         stored["weight"] = shared.empty(stored["mean"], stored["var"]).stats[-1]
     return stored
 

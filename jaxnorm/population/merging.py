@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from jaxnorm._base.messages import public
+from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import merge
 
 T = TypeVar("T")
 
+_NAME = "merge_batches"
 
-@public
+
 def merge_batches(parts: Iterable[T], *, by: Callable[[T, T], T] | None = None) -> T:
     """Moments of the union of many samples, such as the batches of a data set, as they come.
 
@@ -34,7 +35,7 @@ def merge_batches(parts: Iterable[T], *, by: Callable[[T, T], T] | None = None) 
     >>> float(m.mean), float(m.var), float(m.weight)
     (4.5, 8.25, 10.0)
     """
-    two: Callable[[Any, Any], Any] = merge if by is None else by
+    two: Callable[[Any, Any], Any] = _merge if by is None else by
     merged: list[tuple[int, T]] = []  # of ever fewer parts, as the ones of a binary number
     for part in parts:
         count = 1
@@ -43,8 +44,15 @@ def merge_batches(parts: Iterable[T], *, by: Callable[[T, T], T] | None = None) 
             part, count = two(before, part), 2 * count
         merged.append((count, part))
     if not merged:
-        raise ValueError("merge_batches: parts is empty; give the moments of one sample or more.")
+        with calling(_NAME):
+            raise error(ValueError, "parts is empty", "give the moments of one sample or more")
     whole = merged.pop()[1]
     while merged:
         whole = two(merged.pop()[1], whole)
     return whole
+
+
+def _merge(a: Any, b: Any) -> Any:
+    """`merge`; what makes the parts, between two calls, has errors of its own name."""
+    with calling(_NAME):
+        return merge(a, b)
