@@ -10,6 +10,7 @@ findings       one norm, its findings, and what to do
 report         Report: all norms of a model, and the table
 picture        the drawing
 checkpoint     an orbax checkpoint
+__main__       the command
 extras         the packages that only a part needs
 """
 

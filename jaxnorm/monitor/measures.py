@@ -157,7 +157,8 @@ def flags(
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
     >>> from jaxnorm import monitor
-    >>> x = jnp.linspace(-1.0, 1.0, 64)[:, None] * jnp.asarray([1.0, 0.0, 1.0]) + jnp.asarray([0.0, 0.0, 3.0])
+    >>> values = jnp.linspace(-1.0, 1.0, 64)
+    >>> x = jnp.stack([values, jnp.zeros(64), values + 3], axis=1)
     >>> stored = jn.Moments(jnp.zeros(3), jnp.full(3, 0.3), jnp.ones(3))
     >>> found = monitor.flags(stored, batch=jn.moments(x, 0))
     >>> found.dead.tolist(), found.shifted.tolist()

@@ -22,7 +22,7 @@ _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 _CUT = 64.0  # ratios beyond are drawn there
 
-_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+_BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -84,8 +84,8 @@ def _note_missing(axes: Sequence[Axes], norm: Norm, place: int) -> None:
     texts = "not finite", "not compared", "not compared"
     for panel, values, text in zip(axes, missing, texts, strict=False):
         if not values.size:
-            where = {"transform": panel.get_yaxis_transform(), "va": "center", "bbox": _BOX}
-            panel.text(0.03, place, text, color=GREY, fontsize=8, **where)
+            at = panel.get_yaxis_transform()
+            panel.text(0.03, place, text, color=GREY, fontsize=8, va="center", transform=at, bbox=_BOX)
 
 
 def _deviations(norm: Norm) -> np.ndarray:

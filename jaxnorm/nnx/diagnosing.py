@@ -50,7 +50,7 @@ def diagnose(model: nnx.Module, batch: Any, **call_kwargs: Any) -> Report:
         module.watched_as = path
     norms = {path: (layer, _stored(layer)) for path, layer in modules.items() if _measurable(layer)}
     frozen = {path for path, (layer, _) in norms.items() if hasattr(layer, MARK)}
-    for path, (layer, stored) in norms.items():
+    for layer, stored in norms.values():
         _store(layer, recalibration.marked(stored, False, MARK))
     with watching.watching() as told:
         copy(*args, **call_kwargs)

@@ -302,3 +302,34 @@ def test_an_error_in_the_model_ends_the_watching():
         jn.diagnose(model, variables, held_out(), unknown=1)
     assert "callback" not in str(jax.make_jaxpr(lambda v: model.apply(v, held_out(), train=False))(variables))
     assert jn.diagnose(model, variables, held_out()).findings == []
+
+
+@pytest.mark.parametrize("size", [2, 64])
+def test_norms_that_store_nothing(size):
+    """Their training and their evaluation are by the batch, whose size matters."""
+    kinds = ["small_batch"] if size == 2 else []
+    norm = jn.BatchNorm(track_stats=False)
+    assert rows(jn.diagnose(norm, norm.init(jax.random.key(0), X), X[:size])) == {"": ("BatchNorm", kinds)}
+    layer = jx.BatchNorm(8, track_stats=False, rngs=nnx.Rngs(0))
+    assert rows(jx.diagnose(layer, X[:size])) == {"": ("BatchNorm", kinds)}
+
+
+def test_instance_norm_s_averages():
+    norm = jn.InstanceNorm(track_stats=True, use_running_average=False)
+    variables = norm.init(jax.random.key(0), X)
+    assert rows(jn.diagnose(norm, variables, X[:2])) == {"": ("InstanceNorm", ["never_updated"])}
+    for _ in range(60):
+        _, new = norm.apply(variables, X, mutable="batch_stats")
+        variables = {**variables, **new}
+    assert rows(jn.diagnose(norm, variables, X)) == {"": ("InstanceNorm", [])}
+    assert rows(jn.diagnose(norm, variables, X[:2])) == {"": ("InstanceNorm", [])}
+    assert rows(jn.diagnose(norm, variables, X + 3)) == {"": ("InstanceNorm", ["shift"])}
+
+
+def test_moments_that_wait_for_every_k():
+    norm = jn.BatchNorm(use_running_average=False, every_k=4, momentum=0.9)
+    variables = norm.init(jax.random.key(0), X)
+    for _ in range(2):
+        _, new = norm.apply(variables, X, mutable="batch_stats")
+        variables = {**variables, **new}
+    assert rows(jn.diagnose(norm, variables, X)) == {"": ("BatchNorm", ["never_updated"])}

@@ -41,14 +41,14 @@ TABLE = """
 │ c/norm │ BatchNorm   │        4 │     - │  - │     100 │          - │        1 │ ok            │
 │ tanh   │ DynamicTanh │        4 │     - │  - │       - │          - │        1 │ saturated     │
 └────────┴─────────────┴──────────┴───────┴────┴─────────┴────────────┴──────────┴───────────────┘
-a/norm: shift 5. In 4 of 4 channels the batch differs from the stored statistics: the mean by up to 5 \
+a/norm: shift 5.03. In 4 of 4 channels the batch differs from the stored statistics: the mean by up to 5 \
 deviations, the variance by a factor of 2 to 2. If the data have changed, recalibrate on them or evaluate \
 with blend; if training was short, train on, with a lower momentum or debias=True, or recalibrate.
 b/norm: never_updated 4. 4 of 4 channels still have mean 0 and variance 1, the start. Train with \
-use_running_average=False and keep the batch_stats that apply returns (nnx: after model.train()), or compute \
-the statistics with recalibrate.
-tanh: saturated 0.7. 70 % of the elements are on the flat part of the tanh, where gradients vanish. Start from \
-a smaller alpha, lower the learning rate, or use RMSNorm.
+use_running_average=False and keep the batch_stats that apply returns (nnx: after model.train()), or \
+compute the statistics with recalibrate.
+tanh: saturated 0.7. 70 % of the elements are on the flat part of the tanh, where gradients vanish. Start \
+from a smaller alpha, lower the learning rate, or use RMSNorm.
 """.strip()
 
 
@@ -79,7 +79,7 @@ def test_findings_are_plain_data():
     (finding, *_) = broken().findings
     path, kind, value, advice = finding
     assert (path, kind, type(value)) == ("a/norm", "shift", float)
-    assert str(finding) == f"a/norm: shift 5. {advice}"
+    assert str(finding) == f"a/norm: shift 5.03. {advice}"
     kinds = {"never_updated", "shift", "momentum", "small_batch", "dead_channels", "non_finite"}
     assert set(monitor.KINDS) == kinds | {"small_variance", "exploding", "saturated"}
 
@@ -89,22 +89,30 @@ def test_findings_are_plain_data():
     [
         (
             {"var": jnp.inf},
-            "4 of 4 channels have a mean or variance that is NaN or infinite, or a negative variance. Go back to "
+            "4 of 4 channels have a mean or variance that is NaN or infinite, or a negative variance. "
+            "Go back to "
+            ""
             "a checkpoint before, and lower the learning rate or clip the gradients.",
         ),
         (
             {"mean": 1e6},
-            "4 of 4 channels have a mean or deviation above 10000, up to 1e+06. Training diverges, or the data "
+            "4 of 4 channels have a mean or deviation above 10000, up to 1e+06. Training diverges, or "
+            "the data "
+            ""
             "are not scaled: lower the learning rate, clip gradients, scale the data.",
         ),
         (
             {"scale": np.asarray([0.0, 1.0, 1.0, 1.0])},
-            "1 of 4 channels have variance 0 or scale 0. They pass nothing on. Look for weights that are 0 and "
+            "1 of 4 channels have variance 0 or scale 0. They pass nothing on. Look for weights that "
+            "are 0 and "
+            ""
             "for units that never fire in the layer before; lower the learning rate, or remove the channels.",
         ),
         (
             {"var": 1e-7},
-            "4 of 4 channels have a variance below epsilon=1e-05, down to 1e-07. Epsilon outweighs it, so that "
+            "4 of 4 channels have a variance below epsilon=1e-05, down to 1e-07. Epsilon outweighs it, "
+            "so that "
+            ""
             "the output's variance is below 1. Scale the input up, or choose a smaller epsilon.",
         ),
         (
@@ -113,7 +121,9 @@ def test_findings_are_plain_data():
         ),
         (
             {"bias": np.full(4, np.nan)},
-            "NaN or infinity in its bias. Go back to a checkpoint before, and lower the learning rate or clip "
+            "NaN or infinity in its bias. Go back to a checkpoint before, and lower the learning rate "
+            "or clip "
+            ""
             "the gradients.",
         ),
     ],

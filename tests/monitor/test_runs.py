@@ -1,4 +1,4 @@
-"""Six trainings broken on purpose, each found with its kind and no other, and a healthy one without finding."""
+"""Six trainings broken on purpose, each found with its kind and no other; healthy ones without finding."""
 
 import functools
 
@@ -84,7 +84,8 @@ def test_a_batch_of_two(api, trained_by_two):
     assert kinds(report) == {"small_batch": BOTH}
     assert report.findings[0].value == 2
     assert report.findings[0].advice == (
-        "Statistics of 2 samples are noisy: by 0.71 deviations in the mean and by 141 % in the variance. Train "
+        "Statistics of 2 samples are noisy: by 0.71 deviations in the mean and by 141 % in the "
+        "variance. Train "
         "with GroupNorm, BatchRenorm, or axis_name across devices; every_k steadies the average. Whether the "
         "data have shifted shows from 8 samples on."
     )
