@@ -124,6 +124,7 @@ def test_a_diverged_run_is_not_finite(api):
 # ---------------------------------------------------------------- healthy in other ways
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -161,6 +162,7 @@ def Nnx_with(run, options):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -197,6 +199,7 @@ def test_fine_tuning_with_frozen_norms(api):
     assert kinds(api.diagnose(run, held_out() + 0.5))["shift"][0] == "a/norm"
 
 
+@pytest.mark.slow
 def test_noise_is_that_of_the_mean(api):
     """The mean of one batch after the other varies as the report says."""
     run = api.train()
