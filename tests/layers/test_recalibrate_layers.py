@@ -576,7 +576,8 @@ def test_progress_prefers_tqdm(monkeypatch):
 
 
 def exactly(text):
-    return f"^{re.escape(text)}$"
+    """For pytest's `match`, which reads the notes beneath an error, too."""
+    return rf"^{re.escape(text)}(\n|$)"
 
 
 def attempt(api, batches, error, text, **options):
@@ -785,3 +786,82 @@ def test_a_recalibrated_model_evaluates_as_numpy_does():
     expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
     y = partial(norm.apply, variables)(CUBE)
     np.testing.assert_allclose(y.reshape(-1, 4), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- the options of statistics
+
+
+@each_api
+def test_what_every_k_has_gathered_is_cleared(api):
+    """In the middle of an accumulation: the next call is the first of k."""
+    norm, variables = single(api, every_k=3)
+    if api == "linen":
+        _, updated = norm.clone(use_running_average=False).apply(variables, CUBE, mutable=["batch_stats"])
+        variables = {**variables, **updated}
+        before = updated["batch_stats"]
+    else:
+        norm(CUBE, use_running_average=False)
+        before = flax.nnx.to_pure_dict(flax.nnx.state(norm, flax.nnx.BatchStat))
+    assert (before["pending_calls"] == 1).all() and (before["mean"] == 0).all()
+    found = recalibrated(norm, variables, split(CUBE, [4, 20]))
+    assert found.keys() == before.keys()
+    for name in found.keys() - {"mean", "var"}:
+        np.testing.assert_array_equal(found[name], np.zeros_like(before[name]))
+    assert_stats({k: found[k] for k in ("mean", "var")}, weighted(CUBE, 1))
+
+
+@each_api
+@pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
+def test_instance_norm_averages_over_instances(api, unbiased):
+    """As PyTorch's running statistics are: the spread between instances is not in the variance."""
+    norm, variables = single(api, "InstanceNorm", track_stats=True, unbiased=unbiased)
+    found = recalibrated(norm, variables, split(CUBE, [4, 12, 8]))
+    wide = CUBE.astype(np.float64)
+    assert_stats(found, {"mean": wide.mean((0, 1)), "var": wide.var(1, ddof=int(unbiased)).mean(0)})
+
+
+@flexible
+@each_api
+@pytest.mark.parametrize("sequential", [False, True], ids=["batch", "sequential"])
+def test_a_blend_is_for_evaluation_alone(api, sequential):
+    """Norms behind one with a blend see what its stored statistics make, or the batch's."""
+    model, variables = build(api)
+    expected = recalibrated(model, variables, [DATA[:20], DATA[20:]], sequential=sequential)
+    if api == "linen":
+        model = Linen(partial(linen.BatchNorm, blend=0.5))
+    else:
+        model = build(api)[0]
+        model.set_attributes(blend=0.5)
+    found = recalibrated(model, variables, [DATA[:20], DATA[20:]], sequential=sequential)
+    chex.assert_trees_all_equal(found, expected)
+
+
+@each_api
+def test_norms_that_track_nothing_are_no_norms_that_remember(api):
+    if api == "linen":
+
+        class Model(flax.linen.Module):
+            @flax.linen.compact
+            def __call__(self, x):
+                x = linen.BatchNorm(track_stats=False)(x)
+                return linen.BatchNorm(use_running_average=True, name="norm")(x)
+
+        model = Model()
+        variables = model.init(jax.random.key(0), DATA)
+    else:
+        norms = [nnx.BatchNorm(4, track_stats=track, rngs=flax.nnx.Rngs(0)) for track in (False, True)]
+        model, variables = flax.nnx.Sequential(*norms), None
+    found = recalibrated(model, variables, [DATA])
+    norm = found["norm"] if api == "linen" else found["layers"][1]
+    np.testing.assert_allclose(norm["mean"], 0, atol=1e-6)
+    np.testing.assert_allclose(norm["var"], 1, rtol=1e-4)
+
+
+@each_api
+def test_instance_norm_keeps_no_cumulative_average(api):
+    text = (
+        "InstanceNorm: momentum=None is a cumulative average, which this norm does not keep; choose the "
+        "fraction of the OLD average that is kept, as 0.9."
+    )
+    with pytest.raises(ValueError, match=exactly(text)):
+        single(api, "InstanceNorm", track_stats=True, momentum=None)
