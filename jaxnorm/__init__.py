@@ -65,10 +65,11 @@ __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:
     from jaxnorm import linen as linen
+    from jaxnorm import monitor as monitor
     from jaxnorm import nnx as nnx
     from jaxnorm import population as population
 
-_ON_DEMAND = ("linen", "nnx", "population")
+_ON_DEMAND = ("linen", "monitor", "nnx", "population")
 
 
 def __getattr__(name: str) -> types.ModuleType:

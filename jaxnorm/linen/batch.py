@@ -81,6 +81,7 @@ class Stateful(Layer):
             train, updated = state.mode(self, use_running_average, update_stats, frozen)
         modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
         y, new = update.normalize_and_update(self, x, values, stats, **modes, **call)
+        state.tell(self, x, stats, **call)
         with _advice(ModifyScopeVariableError, f"{name}: {_MUTABLE}"):
             for n, value in new.items():
                 if n in kept:
