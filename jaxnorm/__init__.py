@@ -1,6 +1,7 @@
 """jaxnorm: normalization for JAX. A norm is a choice of Moments, and Moments combine by one law.
 
-Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers.
+Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers, and
+`jaxnorm.convert` brings norms from other frameworks.
 """
 
 import importlib
@@ -61,17 +62,20 @@ from jaxnorm._norms.whitening import initial_covariance as initial_covariance
 
 __version__ = "0.1.0"
 
+_LAZY = ("convert", "linen", "nnx")
+
 if typing.TYPE_CHECKING:
+    from jaxnorm import convert as convert
     from jaxnorm import linen as linen
     from jaxnorm import nnx as nnx
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Flax's layers, imported when they are asked for: `import jaxnorm` alone imports no Flax."""
-    if name in ("linen", "nnx"):
+    """What is imported when it is asked for: `import jaxnorm` alone imports no Flax."""
+    if name in _LAZY:
         return importlib.import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "linen", "nnx"})
+    return sorted({*globals(), *_LAZY})
