@@ -109,7 +109,7 @@ def _described(nn: Any, norm: Any, last: bool, options: dict[str, Any], count: i
     epsilon = _epsilon(norm)
     if epsilon is not None and type(norm).__name__.endswith("RMSNorm"):
         if "zero_centered_scale" not in options:
-            remedy = "say zero_centered_scale=True if it multiplies by 1 + weight (Gemma), False if by weight"
+            remedy = "say zero_centered_scale=True if it multiplies by 1 + weight (Gemma), False if by weight (Llama)"
             raise not_ours(f"{type(norm).__name__} is not of torch.nn", remedy)
         given = {"epsilon": float(epsilon)}
         return _made(norm, "rms_norm", norm.weight.numel(), given, [])
