@@ -105,21 +105,20 @@ class InGroups:
             object.__setattr__(self, "name", tuple(self.name))
 
 
-def with_groups(function: str, axis_name: Any, axis_index_groups: Any) -> Any:
+def with_groups(axis_name: Any, axis_index_groups: Any) -> Any:
     """Flax's two arguments as one axis name."""
     if axis_index_groups is None:
         return axis_name
     if axis_name is None:
         problem = f"axis_index_groups={axis_index_groups!r} divides a named axis, but axis_name is None"
-        raise error(ValueError, function, problem, "give the axis's name as axis_name")
+        raise error(ValueError, problem, "give the axis's name as axis_name")
     return InGroups(axis_name, axis_index_groups)
 
 
-def bound(function: str, axis_name: Any, *, option: str = "axis_name") -> Names:
+def bound(axis_name: Any, *, option: str = "axis_name") -> Names:
     """The axes that names stand for, without those of an `IfBound` that are missing.
 
     Args:
-      function: what an error speaks of.
       axis_name: a name, an `IfBound`, an `InGroups`, a tuple of them, or None.
       option: the option that `axis_name` was given as.
     """
@@ -130,7 +129,7 @@ def bound(function: str, axis_name: Any, *, option: str = "axis_name") -> Names:
                 f"out (plain jit with sharded arrays needs none), or give IfBound({name!r}), which is "
                 "local where the name is missing"
             )
-            raise error(ValueError, function, f"{option}={name!r} is not bound here", remedy)
+            raise error(ValueError, f"{option}={name!r} is not bound here", remedy)
     return named(axis_name)
 
 
@@ -171,7 +170,7 @@ def _is_bound(name: Hashable) -> bool:
 
 
 @contextlib.contextmanager
-def explained(function: str, over: Names) -> Iterator[None]:
+def explained(over: Names) -> Iterator[None]:
     """What JAX refuses, as errors that name the ways that work."""
     try:
         yield
@@ -185,7 +184,7 @@ def explained(function: str, over: Names) -> Iterator[None]:
             f"instead, make the mesh axis {names} two axes, one across the groups and one within, and give "
         )
         remedy += "the inner one as axis_name"
-        raise error(ValueError, function, problem, remedy) from None
+        raise error(ValueError, problem, remedy) from None
     except AssertionError:
         here = jax.sharding.get_abstract_mesh().axis_names
         inner = [name for name in over.names if name not in here]
@@ -193,7 +192,7 @@ def explained(function: str, over: Names) -> Iterator[None]:
             raise
         problem = f"axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
         problem += "jax.shard_map(check_vma=False) only"
-        raise error(ValueError, function, problem, "use that, or reduce that axis as an axis of x") from None
+        raise error(ValueError, problem, "use that, or reduce that axis as an axis of x") from None
 
 
 def size(over: Names) -> int:

@@ -30,39 +30,38 @@ STATIC = {
 FIELDS = {"momentum": decay, **{name: check for name, check in VALUES.items() if name != "decay"}}
 
 
-def compiled(function: Callable[P, R], **checks: Callable[[str, Any], Any]) -> Callable[P, R]:
+def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callable[P, R]:
     """`function`, compiled; a network of fifty equal layers traces and lowers it once.
 
     Arrays, and named tuples of them, are the program's arguments. All else is static, so that every check
     finds what it would find eagerly. Inside the program an array has no value. Options that are held in
     arrays are therefore checked before every call, by `checks` and by those that all functions share.
     """
-    name, plain = function.__name__, public(function)
     positional, values = _positional(function), {**VALUES, **checks}
-    by_name: Callable[..., Any] = plain
+    by_name: Callable[..., Any] = function
 
     def program(static: Static, names: Sequence[str], arrays: Sequence[Any]) -> Any:
         return by_name(**_arguments(static, names, arrays))
 
-    program.__name__ = name  # profiles show it
+    program.__name__ = function.__name__  # profiles show it
     program = jax.jit(program, static_argnums=(0, 1))
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         static, arrays = _static_and_arrays(args, options, positional)
         for option in arrays.keys() & values.keys():
-            values[option](name, arrays[option])
+            values[option](arrays[option])
         if not arrays or not _hashable(static) or _miscalled(args, options, positional):
-            return plain(*args, **options)
+            return function(*args, **options)
         try:
-            with _jet_explained(name, arrays):
+            with _jet_explained(arrays):
                 return program(static, tuple(arrays), tuple(arrays.values()))
         except NotImplementedError:  # where jax.vmap goes through the program, after it was traced
-            axis_name = with_groups(name, options.get("axis_name"), options.get("axis_index_groups"))
-            with explained(name, named(axis_name)):
+            axis_name = with_groups(options.get("axis_name"), options.get("axis_index_groups"))
+            with explained(named(axis_name)):
                 raise
 
-    return call
+    return public(call)
 
 
 def compiled_method(function: Callable[P, R]) -> Callable[P, R]:
@@ -93,8 +92,8 @@ def compiled_method(function: Callable[P, R]) -> Callable[P, R]:
         with calling(type(layer).__name__, {"decay": "momentum"}):
             for name, check in FIELDS.items():
                 if isinstance(value := vars(layer).get(name), jax.Array):
-                    check(name, value)
-        with _jet_explained(type(layer).__name__, arrays):
+                    check(value)
+        with _jet_explained(arrays, type(layer).__name__):
             return program(structure, static, tuple(arrays), leaves, tuple(arrays.values()))
 
     return call
@@ -180,7 +179,7 @@ def _hashable(value: object) -> bool:
 
 
 @contextlib.contextmanager
-def _jet_explained(function: str, arrays: Mapping[str, Any]) -> Iterator[None]:
+def _jet_explained(arrays: Mapping[str, Any], layer: str = "") -> Iterator[None]:
     """The error of `jax.experimental.jet`, which knows neither remat nor custom derivatives, in words."""
     try:
         yield
@@ -192,4 +191,5 @@ def _jet_explained(function: str, arrays: Mapping[str, Any]) -> Iterator[None]:
         )
         problem += "pass small"
         remedy = "take higher derivatives by jax.jvp of jax.jvp, or by jax.hessian"
-        raise error(NotImplementedError, function, problem, remedy) from raised
+        with calling(layer):
+            raise error(NotImplementedError, problem, remedy) from raised

@@ -46,8 +46,8 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     >>> float(jn.ema(jn.initial_stats((), weight=0.0), batch, decay=0.9).mean)
     5.0
     """
-    check.decay("ema", decay)
-    _check_states("ema", old, new)
+    check.decay(decay)
+    _check_states(old, new)
     before = cast(Any, type(old)(*map(jnp.asarray, old)))
     batch = state_as(type(new)(*map(jnp.asarray, new)), before)
     rate = 1 - jnp.asarray(decay, before.weight.dtype)
@@ -84,21 +84,21 @@ def finite_or_unseen(state: Any) -> Any:
     return state._replace(weight=choose(good, state.weight, 0))
 
 
-def _check_states(function: str, old: Any, new: Any) -> None:
+def _check_states(old: Any, new: Any) -> None:
     """Two states of one kind, whose weight's shape is a prefix of every other field's."""
     for name, state in (("old", old), ("new", new)):
         if "weight" not in getattr(state, "_fields", ()):
             problem = f"{name} must be a NamedTuple with a field `weight`, got {type(state).__name__}"
-            raise error(TypeError, function, problem, "use, for example, jaxnorm.Moments")
+            raise error(TypeError, problem, "use, for example, jaxnorm.Moments")
     alike = "the two must be alike"
     if new._fields != old._fields:
         problem = f"old has the fields {old._fields}, new {new._fields}"
-        raise error(TypeError, function, problem, alike)
+        raise error(TypeError, problem, alike)
     for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
         if was != now:
-            raise error(ValueError, function, f"old.{field} has shape {was}, new.{field} {now}", alike)
+            raise error(ValueError, f"old.{field} has shape {was}, new.{field} {now}", alike)
         prefix = jnp.shape(old.weight)
         if was[: len(prefix)] != prefix:
             problem = f"weight of shape {prefix} is not a prefix of the shape of {field}, {was}"
             remedy = f"give one weight for all, or one for each entry of {field}'s first axes"
-            raise error(ValueError, function, problem, remedy)
+            raise error(ValueError, problem, remedy)

@@ -64,18 +64,18 @@ def moments(
     >>> m.mean.tolist(), m.var.tolist(), m.weight.tolist()
     ([2.0, 2.0], [1.0, 0.0], [2.0, 1.0])
     """
-    x = check.numbers("moments", "x", x)
-    axes = check.axes("moments", axis, x)
-    weights = check.weights("moments", where, x)
-    names = devices.bound("moments", axis_name)
+    x = check.numbers("x", x)
+    axes = check.axes(axis, x)
+    weights = check.weights(where, x)
+    names = devices.bound(axis_name)
     r = Reduction(axes, names, centered=about is None)
     sums = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
     shift = origin = None
     if pivot is not None:
-        pivot = check.broadcastable("moments", "pivot", pivot, sums, "the moments")
+        pivot = check.broadcastable("pivot", pivot, sums, "the moments")
         shift = jax.lax.stop_gradient(jnp.broadcast_to(pivot, sums.shape))
     if about is not None and not (isinstance(about, int | float) and about == 0):
-        about = check.broadcastable("moments", "about", about, sums, "the moments")
+        about = check.broadcastable("about", about, sums, "the moments")
         origin = fitted(about, x).astype(wide(x.dtype))
         x = x.astype(origin.dtype) - origin
 
@@ -84,7 +84,7 @@ def moments(
         shift = None if shift is None else shift.astype(wide(x.dtype))
         return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
 
-    with devices.explained("moments", names):
+    with devices.explained(names):
         m = by_sums(bounded(x), weights, shift)
     m = m if origin is None else m._replace(mean=m.mean + origin)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))
@@ -106,8 +106,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     >>> float(m.mean), float(m.var), float(m.weight)
     (4.5, 8.25, 10.0)
     """
-    a = check.one_shape("merge", "a", a)
-    b = check.one_shape("merge", "b", b, jnp.shape(a.mean))
+    a = check.one_shape("a", a)
+    b = check.one_shape("b", b, jnp.shape(a.mean))
     parts = Moments(*(jnp.stack(common(*alike(u, v))) for u, v in zip(a, b, strict=True)))
     # the unit is not left to the arithmetic: an unchanged sample is bitwise unchanged
     return Moments(
@@ -150,11 +150,11 @@ def combine(
     >>> jax.vmap(lambda m: jn.combine(m, axis_name="data"), axis_name="data")(parts).var.tolist()
     [8.25, 8.25, 8.25, 8.25, 8.25]
     """
-    parts = check.one_shape("combine", "parts", parts)
+    parts = check.one_shape("parts", parts)
     if axis is None:
         axis = 0 if axis_name is None else ()
-    axes = check.axes("combine", axis, parts.mean, of="parts.mean")
-    names = devices.bound("combine", axis_name)
+    axes = check.axes(axis, parts.mean, of="parts.mean")
+    names = devices.bound(axis_name)
     live = parts.weight > 0
     mean, var = (choose(live, v, 0) for v in (parts.mean, parts.var))
 
@@ -162,7 +162,7 @@ def combine(
         """The weighted sums over parts and devices."""
         return devices.psum(names, [jnp.sum(v, axes, keepdims=True) for v in values])
 
-    with devices.explained("combine", names):
+    with devices.explained(names):
         weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
         shift = divide(first, weight)  # the mean, rounded
         share = divide(parts.weight, weight)
@@ -194,8 +194,8 @@ def initial_stats(
     >>> [v.tolist() for v in jn.initial_stats(2)]
     [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    shape = check.sizes("initial_stats", "shape", shape, "x.shape[-1:]")
-    dtype = check.wide_dtype("initial_stats", "dtype", dtype)
-    check.at_least("initial_stats", "weight", weight, 0)
+    shape = check.sizes("shape", shape, "x.shape[-1:]")
+    dtype = check.wide_dtype("dtype", dtype)
+    check.at_least("weight", weight, 0)
     real = jnp.finfo(dtype).dtype
     return Moments(jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.full(shape, weight, real))

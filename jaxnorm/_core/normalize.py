@@ -205,7 +205,6 @@ def moments_of(s: Statistics) -> Moments:
 
 
 def normalize(
-    function: str,
     x: Array,
     axes: tuple[int, ...],
     features: tuple[int, ...],
@@ -224,7 +223,7 @@ def normalize(
     axis_name: Any = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Moments]:
-    """y and its Moments; the arguments are checked for the public function of that name.
+    """y and its Moments; the arguments are checked.
 
     Args:
       axes: of x, that the moments are taken over.
@@ -236,18 +235,18 @@ def normalize(
       corrections, others: `corrections(moments, epsilon, *others)` gives r and d of
         y = (xhat * r + d) * scale + bias.
     """
-    names = devices.bound(function, axis_name)
+    names = devices.bound(axis_name)
     args = (
-        check.affine(function, "scale", scale, x, features),
-        check.affine(function, "bias", bias, x, features),
-        check.weights(function, where, x),
-        check.epsilon(function, epsilon),
+        check.affine("scale", scale, x, features),
+        check.affine("bias", bias, x, features),
+        check.weights(where, x),
+        check.epsilon(epsilon),
         *(None if v is None else lax.stop_gradient(v) for v in (pivot, guess)),
         lax.stop_gradient(others),
     )
     r = Reduction(axes, names, centered, groups)
     spec = Spec(r, jnp.dtype(dtype or x.dtype), corrections, zero_centered_scale)
-    with devices.explained(function, names):
+    with devices.explained(names):
         return by_own_moments(spec, bounded(x), *args)
 
 

@@ -77,7 +77,8 @@ def devices(layer: Any) -> dict[str, Any]:
     """The devices whose statistics are shared: Flax ignores groups of an axis that has no name."""
     if layer.axis_name is None:
         return {}
-    return {"axis_name": with_groups(type(layer).__name__, layer.axis_name, layer.axis_index_groups)}
+    with calling(type(layer).__name__):
+        return {"axis_name": with_groups(layer.axis_name, layer.axis_index_groups)}
 
 
 def words(layer: Any, mask: Any = None) -> dict[str, str]:
@@ -115,8 +116,8 @@ def feature_shape(layer: Any, x: Array) -> Shape:
     """The sizes of x's feature axes, ascending: the shape of one value a feature."""
     with calling(type(layer).__name__, words(layer)):
         if not isinstance(x, Array | np.ndarray):
-            x = check.numbers("layer", "x", x)
-        return tuple(x.shape[a] for a in check.axes("layer", feature_axes(layer), x, "feature_axis"))
+            x = check.numbers("x", x)
+        return tuple(x.shape[a] for a in check.axes(feature_axes(layer), x, "feature_axis"))
 
 
 def affine(layer: Any, features: Shape) -> dict[str, Shape]:
@@ -178,35 +179,33 @@ def rows(layer: Any) -> dict[str, Any]:
     }
 
 
-def groups(
-    layer: str, channels: int, num_groups: Any, group_size: Any, *, of: str = "channels"
-) -> tuple[int, int]:
+def groups(channels: int, num_groups: Any, group_size: Any, *, of: str = "channels") -> tuple[int, int]:
     """How many groups a group norm has, and their size. The errors are Flax's sentences.
 
     Args:
-      layer: its name.
       channels: how many.
       num_groups, group_size: one of them, ints.
       of: what Flax calls the channels.
     """
     if (num_groups is None) == (group_size is None):
         raise ValueError(
-            f"{layer}: Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
+            "GroupNorm: Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
             "specified, pass `num_groups=None` as argument to override the default `num_groups` value of 32. "
             f"Got num_groups={num_groups} and group_size={group_size}."
         )
+    name, value = ("group_size", group_size) if num_groups is None else ("num_groups", num_groups)
+    with calling("GroupNorm"):
+        count = size = check.integer(name, value)
     if num_groups is None:
-        size = check.integer(layer, "group_size", group_size)
         if size < 1 or channels % size:
             raise ValueError(
-                f"{layer}: Number of {of} ({channels}) is not multiple of the group size ({size}). Choose a "
-                f"divisor of {channels}."
+                f"GroupNorm: Number of {of} ({channels}) is not multiple of the group size ({size}). Choose "
+                f"a divisor of {channels}."
             )
         return channels // size, size
-    count = check.integer(layer, "num_groups", num_groups)
     if count < 1 or channels % count:
         raise ValueError(
-            f"{layer}: Number of groups ({count}) does not divide the number of channels ({channels}). "
+            f"GroupNorm: Number of groups ({count}) does not divide the number of channels ({channels}). "
             f"Choose a divisor of {channels}."
         )
     return count, channels // count
@@ -215,7 +214,7 @@ def groups(
 def check_reduced(layer: Any, x: Array) -> None:
     """Flax's group norm is over the channels, too."""
     reduced = layer.reduction_axes
-    if reduced is not None and x.ndim - 1 not in check.axes("GroupNorm", reduced, x, "reduction_axes"):
+    if reduced is not None and x.ndim - 1 not in check.axes(reduced, x, "reduction_axes"):
         raise ValueError(
             "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
             f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."

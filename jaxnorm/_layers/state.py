@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.messages import calling
+from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 
@@ -35,7 +35,7 @@ def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen
     if frozen:
         return False, False
     with calling(type(layer).__name__):
-        use_running_average = check.train("layer", use_running_average, "use_running_average")
+        use_running_average = check.train(use_running_average, "use_running_average")
     traced = check.traced(use_running_average)
     train = jnp.logical_not(use_running_average) if traced else not use_running_average
     if update_stats is None:
@@ -156,8 +156,8 @@ def at_step(layer: Any, value: Any, step: Array | None) -> Any:
 
 def count(layer: Any, field: str) -> int:
     """A field that says how many there are."""
-    name, remedy = type(layer).__name__, "choose 1 or more"
-    return check.integer(name, field, getattr(layer, field), least=1, remedy=remedy)
+    with calling(type(layer).__name__):
+        return check.integer(field, getattr(layer, field), least=1, remedy="choose 1 or more")
 
 
 def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
@@ -172,10 +172,10 @@ def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
     return layers.mean_dtype(least, x.dtype, dtype)
 
 
-def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
+def nothing_chosen(filter: Any, found: list[str]) -> ValueError:
     """What `freeze` says where its filter chooses nothing that keeps statistics."""
     there = ", ".join(name or "the model itself" for name in found) or "none that keeps statistics"
-    return f"{function}: filter={filter!r} chooses no batch norm; there is: {there}."
+    return error(ValueError, f"filter={filter!r} chooses no batch norm", f"there is: {there}")
 
 
 def mark(var: Any) -> Any:

@@ -32,17 +32,16 @@ def shared(
 
 
 def layer_axes(
-    function: str, x: Array, axis: int | Iterable[int], feature_axis: int | Iterable[int] | None
+    x: Array, axis: int | Iterable[int], feature_axis: int | Iterable[int] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes that layer and RMS norm reduce, and those of scale and bias: the same by default."""
-    axes = check.axes(function, axis, x)
-    return axes, axes if feature_axis is None else check.axes(function, feature_axis, x, "feature_axis")
+    axes = check.axes(axis, x)
+    return axes, axes if feature_axis is None else check.axes(feature_axis, x, "feature_axis")
 
 
 class Arguments(NamedTuple):
     """The arguments of a norm, checked. Every array has as many axes as x."""
 
-    function: str  # what an error speaks of
     x: Array
     axes: tuple[int, ...]  # that the moments are taken over: all but the features and, for some, the batch
     features: tuple[int, ...]  # the axes that scale, bias and a state belong to
@@ -60,7 +59,7 @@ class Arguments(NamedTuple):
 
     def parameter(self, name: str, value: ArrayLike | None) -> Array | None:
         """A further array of that name, of the feature axes' sizes or of any shape that broadcasts to x."""
-        return check.affine(self.function, name, value, self.x, self.features)
+        return check.affine(name, value, self.x, self.features)
 
     def by(self, m: Moments) -> Array:
         """y by these moments."""
@@ -68,7 +67,6 @@ class Arguments(NamedTuple):
 
 
 def arguments(
-    function: str,
     x: ArrayLike,
     feature_axis: int | Iterable[int],
     *,
@@ -80,23 +78,22 @@ def arguments(
     dtype: DTypeLike | None,
     per_sample: bool = False,
 ) -> Arguments:
-    """The arguments of the public function of that name, checked.
+    """The arguments of a norm, checked.
 
     `per_sample`: axis 0 of x is the batch, which is neither reduced nor a feature axis.
     """
-    x = check.numbers(function, "x", x)
-    features = check.axes(function, feature_axis, x, "feature_axis")
+    x = check.numbers("x", x)
+    features = check.axes(feature_axis, x, "feature_axis")
     if per_sample:
-        check.not_batch(function, feature_axis, features, x)
+        check.not_batch(feature_axis, features, x)
     return Arguments(
-        function,
         x,
         tuple(a for a in range(int(per_sample), x.ndim) if a not in features),
         features,
-        check.affine(function, "scale", scale, x, features),
-        check.affine(function, "bias", bias, x, features),
-        check.epsilon(function, epsilon),
-        check.weights(function, where, x),
+        check.affine("scale", scale, x, features),
+        check.affine("bias", bias, x, features),
+        check.epsilon(epsilon),
+        check.weights(where, x),
         axis_name,
         jnp.dtype(dtype or x.dtype),
     )

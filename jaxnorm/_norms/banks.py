@@ -68,12 +68,12 @@ def bank_norm(
         remedy = (
             f"choose one state for the batch, and mask the samples of the others with `{option('where')}`"
         )
-        raise error(TypeError, "bank_norm", problem, remedy)
+        raise error(TypeError, problem, remedy)
     sizes = {jnp.shape(v)[:1] for v in stats}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         problem = f"stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
         problem += "first axis, of the states"
-        raise error(ValueError, "bank_norm", problem, "start from initial_stats((states, *sizes))")
+        raise error(ValueError, problem, "start from initial_stats((states, *sizes))")
     ((size,),) = sizes
     place = jnp.clip(indices(place), 0, size - 1)
     bank = jax.tree.map(jnp.asarray, stats)
@@ -120,9 +120,9 @@ def blended_batch_norm(
            [2.]], dtype=float32)
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("blended_batch_norm", x, feature_axis, **options)
-    check.stats(a.function, stats, a.x, a.features)
-    check.alpha(a.function, alpha)
+    a = arguments(x, feature_axis, **options)
+    check.stats(stats, a.x, a.features)
+    check.alpha(alpha)
     old = beside_x(a, sound(Moments(*map(jnp.asarray, stats))))
     old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
 

@@ -93,14 +93,12 @@ def batch_norm(
     Array([0.2, 2. ], dtype=float32)
     >>> y, _ = jn.batch_norm(x, stats, train=False)
     """
-    options = shared(
-        scale, bias, epsilon, where, with_groups("batch_norm", axis_name, axis_index_groups), dtype
-    )
-    a = arguments("batch_norm", x, feature_axis, **options)
+    options = shared(scale, bias, epsilon, where, with_groups(axis_name, axis_index_groups), dtype)
+    a = arguments(x, feature_axis, **options)
     near = a.parameter("pivot", pivot)
 
     def by_batch(state: Moments) -> tuple[Array, Moments]:
-        return normalize(a.function, a.x, a.axes, a.features, pivot=near, guess=state.mean, **a.options)
+        return normalize(a.x, a.axes, a.features, pivot=near, guess=state.mean, **a.options)
 
     return trained_or_evaluated(a, stats, by_batch, a.by, train=train, decay=decay, unbiased=unbiased)
 
@@ -124,9 +122,9 @@ def trained_or_evaluated(
       by_state: state -> y, in evaluation. To both the state comes with as many axes as x, and usable.
       train, decay, unbiased: as in `batch_norm`.
     """
-    check.stats(a.function, stats, a.x, a.features)
+    check.stats(stats, a.x, a.features)
     if decay is not None:
-        check.decay(a.function, decay)
+        check.decay(decay)
     old = Moments(*map(jnp.asarray, stats))
     state = beside_x(a, sound(old))
 
@@ -141,11 +139,10 @@ def trained_or_evaluated(
         return y, remember(old, m, decay)
 
     values = a.x, old, a.where, a.scale, a.bias
-    return either(a.function, train, training, lambda: (by_state(state), old), values, a.axis_name)
+    return either(train, training, lambda: (by_state(state), old), values, a.axis_name)
 
 
 def either(
-    function: str,
     train: bool | Array,
     training: Callable[[], tuple[Array, State]],
     evaluation: Callable[[], tuple[Array, State]],
@@ -155,18 +152,17 @@ def either(
     """y and the state of `training()` or of `evaluation()`.
 
     Args:
-      function: what an error speaks of.
       train: which; a bool, or a traced boolean scalar.
       training, evaluation: without arguments.
       values: a tree of the arrays that they use.
       axis_name: the mapped axes over which the state is the same on all devices.
     """
-    train = check.train(function, train)
+    train = check.train(train)
     if not check.traced(train):
         return training() if train else evaluation()
     # the branches of a cond agree also in what they vary over
     every = devices.varying(*jax.tree.leaves(values))
-    state = every - set(devices.bound(function, axis_name).names)
+    state = every - set(devices.bound(axis_name).names)
 
     def alike(y: Array, new: State) -> tuple[Array, State]:
         return devices.vary(y, every), jax.tree.map(lambda v: devices.vary(v, state), new)

@@ -57,9 +57,9 @@ def evonorm_b0(
     [0.632, 0.8, -0.632, -1.265]
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("evonorm_b0", x, (feature_axis,), **options)
-    check.real(a.function, a.x)
-    check.not_batch(a.function, feature_axis, a.features, a.x)
+    a = arguments(x, (feature_axis,), **options)
+    check.real(a.x)
+    check.not_batch(feature_axis, a.features, a.x)
     v = a.parameter("slope", slope)
 
     @remat
@@ -118,17 +118,14 @@ def evonorm_s0(
     Array([[ 0.8808, -0.1192]], dtype=float32)
     """
     a = arguments(
-        "evonorm_s0",
         x,
         (feature_axis,),
         per_sample=True,
         **shared(scale, bias, epsilon, where, axis_name, dtype),
     )
-    check.real(a.function, a.x)
+    check.real(a.x)
     (f,) = a.features
-    groups, axis_name = local_groups(
-        a.function, num_groups, group_size, feature_axis, a.x, axis_name, channel_axis_name
-    )
+    groups, axis_name = local_groups(num_groups, group_size, feature_axis, a.x, axis_name, channel_axis_name)
     arrays = (a.x, a.parameter("slope", slope), a.scale, a.bias, a.where)
     axes = [axis for axis in range(1, a.x.ndim + 1) if axis != f]  # of x whose channels are split
 

@@ -58,11 +58,11 @@ def reversible_norm(
     >>> jn.unstandardize(y, m).ravel()
     Array([1., 7., 3., 7.], dtype=float32)
     """
-    x = check.numbers("reversible_norm", "x", x)
-    axes = check.axes("reversible_norm", axis, x)
-    features = check.axes("reversible_norm", feature_axis, x, "feature_axis")
+    x = check.numbers("x", x)
+    axes = check.axes(axis, x)
+    features = check.axes(feature_axis, x, "feature_axis")
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalize("reversible_norm", x, axes, features, **options)
+    return normalize(x, axes, features, **options)
 
 
 @compiled
@@ -103,16 +103,16 @@ def input_norm(
     (Array([[1.]], dtype=float32), Array([2.], dtype=float32))
     """
     options = shared(None, None, epsilon, where, axis_name, dtype)
-    a = arguments("input_norm", x, feature_axis, **options)
-    check.stats(a.function, stats, a.x, a.features)
+    a = arguments(x, feature_axis, **options)
+    check.stats(stats, a.x, a.features)
     if decay is not None:
-        check.decay(a.function, decay)
+        check.decay(decay)
     if clip is not None:
-        check.real(a.function, a.x)
-        check.at_least(a.function, "clip", clip, 0)
-    devices.bound(a.function, axis_name)
+        check.real(a.x)
+        check.at_least("clip", clip, 0)
+    devices.bound(axis_name)
     new = old = Moments(*map(jnp.asarray, stats))
-    train = check.train(a.function, train)
+    train = check.train(train)
     if check.traced(train) or train:
         m = Moments(*map(lax.stop_gradient, moments(a.x, a.axes, where=a.where, axis_name=axis_name)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
@@ -176,14 +176,13 @@ def pop_art(
     (Array([10.], dtype=float32), Array([7.], dtype=float32))
     """
     kernel, bias, targets = (
-        check.numbers("pop_art", name, v)
-        for name, v in (("kernel", kernel), ("bias", bias), ("targets", targets))
+        check.numbers(name, v) for name, v in (("kernel", kernel), ("bias", bias), ("targets", targets))
     )
-    check.decay("pop_art", decay)
-    check.stats("pop_art", stats, targets, (targets.ndim - 1,), "targets")
+    check.decay(decay)
+    check.stats(stats, targets, (targets.ndim - 1,), "targets")
     if not kernel.shape[-1:] == bias.shape == targets.shape[-1:]:
         problem = f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and {targets.shape}"
-        raise error(ValueError, "pop_art", problem, "give all the same number of outputs, on the last axis")
+        raise error(ValueError, problem, "give all the same number of outputs, on the last axis")
     m = finite_or_unseen(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
     before = Moments(*map(jnp.asarray, stats))
     old = sound(before)

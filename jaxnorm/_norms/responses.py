@@ -49,10 +49,10 @@ def unit_norm(
     >>> jn.unit_norm(jnp.array([3.0, 4.0]))
     Array([0.6, 0.8], dtype=float32)
     """
-    x = check.numbers("unit_norm", "x", x)
-    axes = check.axes("unit_norm", axis, x)
-    check.choice("unit_norm", "ord", ord, (1, 2))
-    least = check.epsilon("unit_norm", epsilon)
+    x = check.numbers("x", x)
+    axes = check.axes(axis, x)
+    check.choice("ord", ord, (1, 2))
+    least = check.epsilon(epsilon)
 
     @remat
     def normalized(v: Array) -> Array:
@@ -97,9 +97,9 @@ def local_response_norm(
     >>> jn.local_response_norm(jnp.array([1.0, 2.0, 0.0]), size=1, alpha=1.0, beta=1.0)
     Array([0.5, 0.4, 0. ], dtype=float32)
     """
-    x = check.numbers("local_response_norm", "x", x)
-    (f,) = check.axes("local_response_norm", (feature_axis,), x, "feature_axis")
-    size = check.integer("local_response_norm", "size", size, least=1, remedy="choose 1 or more")
+    x = check.numbers("x", x)
+    (f,) = check.axes((feature_axis,), x, "feature_axis")
+    size = check.integer("size", size, least=1, remedy="choose 1 or more")
 
     @remat
     def normalized(v: Array) -> Array:
@@ -150,9 +150,9 @@ def filter_response_norm(
     Array([0.2, 0. ], dtype=float32)
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("filter_response_norm", x, feature_axis, per_sample=True, **options)
+    a = arguments(x, feature_axis, per_sample=True, **options)
     if threshold is not None:
-        check.real(a.function, a.x)
+        check.real(a.x)
     least, learned = a.parameter("threshold", threshold), a.parameter("learned_epsilon", learned_epsilon)
 
     @remat
@@ -193,7 +193,7 @@ def global_response_norm(
     Array([[[1.5, 7.5]]], dtype=float32)
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("global_response_norm", x, (feature_axis,), per_sample=True, **options)
+    a = arguments(x, (feature_axis,), per_sample=True, **options)
 
     @remat
     def competing(x: Array, scale: Any, bias: Any, where: Any) -> Array:

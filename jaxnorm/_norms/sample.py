@@ -61,10 +61,10 @@ def layer_norm(
     Array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
     """
-    x = check.numbers("layer_norm", "x", x)
-    axes, features = layer_axes("layer_norm", x, axis, feature_axis)
+    x = check.numbers("x", x)
+    axes, features = layer_axes(x, axis, feature_axis)
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalized("layer_norm", x, axes, features, zero_centered_scale=zero_centered_scale, **options)
+    return normalized(x, axes, features, zero_centered_scale=zero_centered_scale, **options)
 
 
 @compiled
@@ -93,10 +93,10 @@ def rms_norm(
     >>> jn.rms_norm(jnp.array([[1.0, 7.0]]), epsilon=0.0)
     Array([[0.2, 1.4]], dtype=float32)
     """
-    x = check.numbers("rms_norm", "x", x)
-    axes, features = layer_axes("rms_norm", x, axis, feature_axis)
+    x = check.numbers("x", x)
+    axes, features = layer_axes(x, axis, feature_axis)
     options = shared(scale, bias, epsilon, where, axis_name, dtype) | {"centered": False}
-    return normalized("rms_norm", x, axes, features, zero_centered_scale=zero_centered_scale, **options)
+    return normalized(x, axes, features, zero_centered_scale=zero_centered_scale, **options)
 
 
 @compiled
@@ -127,8 +127,8 @@ def instance_norm(
             [ 1.,  1.]]], dtype=float32)
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("instance_norm", x, feature_axis, per_sample=True, **options)
-    return normalized(a.function, a.x, a.axes, a.features, **a.options)
+    a = arguments(x, feature_axis, per_sample=True, **options)
+    return normalized(a.x, a.axes, a.features, **a.options)
 
 
 @compiled
@@ -173,21 +173,17 @@ def group_norm(
     >>> jn.group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), 2, epsilon=0.0)
     Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
-    x = check.numbers("group_norm", "x", x)
-    (f,) = check.axes("group_norm", (feature_axis,), x, "feature_axis")
+    x = check.numbers("x", x)
+    (f,) = check.axes((feature_axis,), x, "feature_axis")
     axes = tuple(range(1, x.ndim))
     if reduction_axes is not None:
-        axes = check.axes("group_norm", reduction_axes, x, "reduction_axes")
+        axes = check.axes(reduction_axes, x, "reduction_axes")
     else:
-        check.not_batch("group_norm", feature_axis, (f,), x)
-    groups, axis_name = local_groups(
-        "group_norm", num_groups, group_size, feature_axis, x, axis_name, channel_axis_name
-    )
+        check.not_batch(feature_axis, (f,), x)
+    groups, axis_name = local_groups(num_groups, group_size, feature_axis, x, axis_name, channel_axis_name)
     others = tuple(a for a in axes if a != f)
-    scale, bias = (
-        check.affine("group_norm", name, v, x, (f,)) for name, v in (("scale", scale), ("bias", bias))
-    )
-    where = check.weights("group_norm", where, x)
+    scale, bias = (check.affine(name, v, x, (f,)) for name, v in (("scale", scale), ("bias", bias)))
+    where = check.weights(where, x)
     # Groups are pooled after the other axes are reduced, where everything is small.
     features: tuple[int, ...] = (f,)
     pooled: tuple[int, int] | None = (f, groups)
@@ -196,7 +192,7 @@ def group_norm(
         grouped, scale, bias, where = (split(v, f, groups) for v in (x, scale, bias, where))
         others, features, pooled = (f + 1,), (f, f + 1), None
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalized("group_norm", grouped, others, features, groups=pooled, **options).reshape(x.shape)
+    return normalized(grouped, others, features, groups=pooled, **options).reshape(x.shape)
 
 
 def split(v: Array | None, axis: int, parts: int) -> Any:

@@ -57,15 +57,14 @@ def switchable_norm(
     >>> y.ravel().round(3)
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
-    function = "switchable_norm"
     logits = jnp.asarray(mean_logits), jnp.asarray(var_logits)
     for name, v in zip(("mean", "var"), logits, strict=True):
         if v.shape != (3,) or not jnp.issubdtype(v.dtype, jnp.floating):
             problem = f"{name}_logits are {v.dtype} of shape {v.shape}"
-            raise error(ValueError, function, problem, "give three floats: instance, layer, batch")
+            raise error(ValueError, problem, "give three floats: instance, layer, batch")
 
-    a = arguments(function, x, feature_axis, **shared(scale, bias, epsilon, where, axis_name, dtype))
-    check.not_batch(function, feature_axis, a.features, a.x)
+    a = arguments(x, feature_axis, **shared(scale, bias, epsilon, where, axis_name, dtype))
+    check.not_batch(feature_axis, a.features, a.x)
 
     @remat
     def mixed(x: Array, logits: Any, scale: Any, bias: Any, where: Any, batch: Any) -> tuple[Array, Moments]:

@@ -58,15 +58,15 @@ def weight_norm(
     [[0.6 0. ]
      [0.8 1. ]]
     """
-    least = check.epsilon("weight_norm", epsilon)
+    least = check.epsilon(epsilon)
 
     def at_length(v: Array, g: Any) -> Array:
-        reduced, features, n = _axes("weight_norm", feature_axis, v)
+        reduced, features, n = _axes(feature_axis, v)
         # RMS norm, whose mean of squares is the sum over n
-        options = shared(_times("weight_norm", g, n**-0.5), None, least / n, None, None, dtype)
-        return normalized("weight_norm", v, reduced, features, centered=False, **options)
+        options = shared(_times(g, n**-0.5), None, least / n, None, None, dtype)
+        return normalized(v, reduced, features, centered=False, **options)
 
-    return mapped("weight_norm", at_length, params, scale, select)
+    return mapped(at_length, params, scale, select)
 
 
 @public
@@ -92,10 +92,10 @@ def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = Non
     """
 
     def length(v: Array, _: Any) -> Array:
-        reduced, _, n = _axes("weight_lengths", feature_axis, v)
+        reduced, _, n = _axes(feature_axis, v)
         return root(moments(v, reduced, about=0).var * n)
 
-    return mapped("weight_lengths", length, params, None, select, otherwise=lambda _: None)
+    return mapped(length, params, None, select, otherwise=lambda _: None)
 
 
 @public
@@ -128,14 +128,13 @@ def weight_standardize(
     [[-0.7071 -0.7071]
      [ 0.7071  0.7071]]
     """
-    function = "weight_standardize"
-    least = check.epsilon(function, epsilon)
+    least = check.epsilon(epsilon)
 
     def standardized(v: Array, g: Any) -> Array:
-        reduced, features, n = _axes(function, feature_axis, v)
+        reduced, features, n = _axes(feature_axis, v)
         if not by_fan_in:
-            return normalized(function, v, reduced, features, scale=g, epsilon=least, dtype=dtype)
-        g = check.affine(function, "scale", _times(function, g, n**-0.5), v, features)
+            return normalized(v, reduced, features, scale=g, epsilon=least, dtype=dtype)
+        g = check.affine("scale", _times(g, n**-0.5), v, features)
 
         @remat
         def scaled(wide: Array, g: Array) -> Array:
@@ -145,16 +144,16 @@ def weight_standardize(
 
         return scaled(v, g)
 
-    return mapped(function, standardized, params, scale, select)
+    return mapped(standardized, params, scale, select)
 
 
-def _axes(function: str, feature_axis: Axes, v: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def _axes(feature_axis: Axes, v: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The axes that are reduced, those that are not, and how many places one value is over."""
-    features = () if feature_axis is None else check.axes(function, feature_axis, v, "feature_axis")
+    features = () if feature_axis is None else check.axes(feature_axis, v, "feature_axis")
     reduced = tuple(a for a in range(v.ndim) if a not in features)
     return reduced, features, max(1, math.prod(v.shape[a] for a in reduced))
 
 
-def _times(function: str, scale: Any, factor: float) -> Any:
-    scale = jnp.asarray(1.0) if scale is None else check.numbers(function, "scale", scale)
+def _times(scale: Any, factor: float) -> Any:
+    scale = jnp.asarray(1.0) if scale is None else check.numbers("scale", scale)
     return times(scale.astype(wide(scale.dtype)), factor)

@@ -60,11 +60,11 @@ def initial_covariance(
     >>> [v.shape for v in jn.initial_covariance(6, group_size=3)]
     [(2, 3), (2, 3, 3), (2,)]
     """
-    dtype = check.wide_dtype("initial_covariance", "dtype", dtype)
-    check.at_least("initial_covariance", "weight", weight, 0)
-    features = check.integer("initial_covariance", "features", features, least=0, remedy="choose 0 or more")
+    dtype = check.wide_dtype("dtype", dtype)
+    check.at_least("weight", weight, 0)
+    features = check.integer("features", features, least=0, remedy="choose 0 or more")
     size = features if group_size is None else group_size
-    groups = check.groups("initial_covariance", None, size, 0, jnp.zeros(features))
+    groups = check.groups(None, size, 0, jnp.zeros(features))
     identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (groups, size, size))
     return Covariance(jnp.zeros((groups, size), dtype), identity, jnp.full(groups, weight, dtype))
 
@@ -113,15 +113,15 @@ def decorrelated_batch_norm(
            [0., 1.]], dtype=float32)
     """
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("decorrelated_batch_norm", x, (feature_axis,), **options)
+    a = arguments(x, (feature_axis,), **options)
     (f,) = a.features
-    _check(a.function, stats, a.x, f, a.where)
+    _check(stats, a.x, f, a.where)
     if decay is not None:
-        check.decay(a.function, decay)
+        check.decay(decay)
     if iterations is not None:
-        iterations = check.integer(a.function, "iterations", iterations, least=0, remedy="choose 0 or more")
+        iterations = check.integer("iterations", iterations, least=0, remedy="choose 0 or more")
     old = Covariance(*map(jnp.asarray, stats))
-    names = devices.bound(a.function, axis_name)
+    names = devices.bound(axis_name)
 
     def covariance(x: Array, where: Any) -> Covariance:
         m = moments(x, a.axes, where=where, axis_name=axis_name)
@@ -130,7 +130,7 @@ def decorrelated_batch_norm(
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
         weighed = choose(w != 0, c, 0) * w
         total = einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
-        with devices.explained(a.function, names):
+        with devices.explained(names):
             (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
 
@@ -162,7 +162,7 @@ def decorrelated_batch_norm(
         return whitened(a.x, a.scale, a.bias, a.where, stored)[0], old
 
     values = a.x, old, a.where, a.scale, a.bias
-    return either(a.function, train, training, evaluation, values, axis_name)
+    return either(train, training, evaluation, values, axis_name)
 
 
 def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
@@ -208,17 +208,17 @@ def _grouped(x: Array, f: int, mean: Array) -> Array:
     return x.astype(dtype) - mean.astype(dtype)[(None,) * (x.ndim - 2)]
 
 
-def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:
+def _check(stats: Any, x: Array, f: int, where: Any) -> None:
     """The state fits x, x is real, and `where` is the same for all features, on axis f."""
     start = f"start from initial_covariance({x.shape[f]})"
     if not isinstance(stats, Covariance):
-        raise error(TypeError, function, f"stats must be a Covariance, got {type(stats).__name__}", start)
+        raise error(TypeError, f"stats must be a Covariance, got {type(stats).__name__}", start)
     shape = jnp.shape(stats.mean)
     if shape[:1] != jnp.shape(stats.weight) or shape[0] * shape[1] != x.shape[f]:
         problem = f"stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features"
-        raise error(ValueError, function, problem, start)
-    check.real(function, x)
+        raise error(ValueError, problem, start)
+    check.real(x)
     if where is not None and where.shape[f] != 1:
         problem = f"{option('where')} of shape {where.shape} differs between features, which a covariance "
         problem += "cannot have"
-        raise error(ValueError, function, problem, f"give it size 1 on axis {f}")
+        raise error(ValueError, problem, f"give it size 1 on axis {f}")

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from flax.core import FrozenDict
 
+from jaxnorm._base.messages import error, public
 from jaxnorm._layers import state as state
 from jaxnorm.linen.frozen import FrozenStats
 
@@ -20,6 +21,7 @@ _OWN = {
 }
 
 
+@public
 def freeze(variables: Any, filter: Any) -> Any:
     """Variables whose chosen batch norms evaluate and keep their statistics, in every mode.
 
@@ -47,13 +49,13 @@ def freeze(variables: Any, filter: Any) -> Any:
     [1.0]
     """
     return _marked(
-        "freeze",
         variables,
         filter,
         lambda stats: FrozenStats({**stats, "frozen": state.mark(stats["var"])}),
     )
 
 
+@public
 def unfreeze(variables: Any, filter: Any) -> Any:
     """Undoes `freeze` for the batch norms that `filter` chooses.
 
@@ -63,11 +65,10 @@ def unfreeze(variables: Any, filter: Any) -> Any:
     >>> jn.unfreeze(jn.freeze(variables, ...), ...) == variables
     True
     """
-    return _marked(
-        "unfreeze", variables, filter, lambda stats: {k: v for k, v in stats.items() if k != "frozen"}
-    )
+    return _marked(variables, filter, lambda stats: {k: v for k, v in stats.items() if k != "frozen"})
 
 
+@public
 def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: Any = "other") -> Any:
     """A tree like params that tells the scales and biases of norms from all other parameters, for optax.
 
@@ -92,7 +93,7 @@ def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: An
     >>> jn.norm_labels({"dense": {"kernel": 1.0, "bias": 1.0}, "norm": {"scale": 1.0, "bias": 1.0}})
     {'dense': {'kernel': 'other', 'bias': 'other'}, 'norm': {'scale': 'norm', 'bias': 'norm'}}
     """
-    _check_dict("norm_labels", "params", params, "the parameters, or the variables, that init returned")
+    _check_dict("params", params, "the parameters, or the variables, that init returned")
     chosen = nnx.filterlib.to_predicate(filter)
 
     def labelled(path: Path, node: Any, stats: Any) -> Any:
@@ -118,13 +119,13 @@ def _inside(node: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _check_dict(function: str, name: str, value: Any, remedy: str) -> None:
+def _check_dict(name: str, value: Any, remedy: str) -> None:
     if not isinstance(value, Mapping) or isinstance(value, nnx.State):
-        raise TypeError(f"{function}: {name} must be a dict, got {type(value).__name__}; pass {remedy}.")
+        raise error(TypeError, f"{name} must be a dict, got {type(value).__name__}", f"pass {remedy}")
 
 
-def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], Any]) -> Any:
-    _check_dict(function, "variables", variables, "the variables that init returned")
+def _marked(variables: Any, filter: Any, change: Callable[[Any], Any]) -> Any:
+    _check_dict("variables", variables, "the variables that init returned")
     chosen, found, changed = nnx.filterlib.to_predicate(filter), [], []
 
     def walk(path: Path, node: Any) -> Any:
@@ -139,6 +140,6 @@ def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], 
 
     stats = walk((), variables.get("batch_stats", {}))
     if not changed:
-        raise ValueError(state.nothing_chosen(function, filter, found))
+        raise state.nothing_chosen(filter, found)
     whole = {**variables, "batch_stats": stats}
     return FrozenDict(whole) if isinstance(variables, FrozenDict) else whole

@@ -92,7 +92,7 @@ class GroupNorm(_Norm, nn.GroupNorm):
 
     def normalize(self, x: Array, **call: Any) -> Array:
         layers.check_reduced(self, x)
-        num_groups, _ = layers.groups("GroupNorm", x.shape[-1], self.num_groups, self.group_size)
+        num_groups, _ = layers.groups(x.shape[-1], self.num_groups, self.group_size)
         return jaxnorm.group_norm(x, num_groups, reduction_axes=self.reduction_axes, **call)
 
 

@@ -162,15 +162,13 @@ class GroupNorm(_Norm, nnx.GroupNorm):
 
     def __post_init__(self, *variables: Any) -> None:
         chosen = self.num_groups, self.group_size
-        self.num_groups, self.group_size = layers.groups(
-            "GroupNorm", self.num_features, *chosen, of="features"
-        )
+        self.num_groups, self.group_size = layers.groups(self.num_features, *chosen, of="features")
         self.feature_axis = -1
         super().__post_init__(*variables)
 
     def normalize(self, x: Array, **call: Any) -> Array:
         layers.check_reduced(self, x)
-        num_groups, _ = layers.groups("GroupNorm", x.shape[-1], self.num_groups, None)
+        num_groups, _ = layers.groups(x.shape[-1], self.num_groups, None)
         return jaxnorm.group_norm(x, num_groups, reduction_axes=self.reduction_axes, **call)
 
 
