@@ -74,7 +74,7 @@ def from_equinox_state(
     >>> convert.from_equinox_state({"weight": np.ones(1)}, "rms_norm")
     {'params': {'scale': Array([1.], dtype=float32)}}
     """
-    check.choice("convert", "kind", kind, tuple(WORDS))
+    check.choice("kind", kind, tuple(WORDS))
     variables, rows = _numpy(state, kind, prefix, momentum)
     tell(report, rows)
     return as_jax(channels_last(variables, first=False) if input_features_last else variables)
@@ -106,7 +106,7 @@ def to_equinox_state(
     >>> convert.to_equinox_state({"params": {"scale": np.ones(2)}}, "rms_norm")
     {'weight': array([1., 1.])}
     """
-    check.choice("convert", "kind", kind, tuple(WORDS))
+    check.choice("kind", kind, tuple(WORDS))
     variables = layers.as_numpy(layers.linen_variables(variables))
     variables = channels_last(variables, first=True) if input_features_last else variables
     state, rows = keys_of(variables, kind, WORDS[kind], prefix)
@@ -161,7 +161,7 @@ def from_equinox(
     name = type(layer).__name__
     if nn is None or not isinstance(layer, sys.modules["equinox"].Module):
         remedy = "give a layer of equinox.nn, or its arrays to from_equinox_state"
-        raise error(TypeError, "convert", f"layer must be an equinox.Module, got {name}", remedy)
+        raise error(TypeError, f"layer must be an equinox.Module, got {name}", remedy)
     if isinstance(layer, nn.WeightNorm | nn.SpectralNorm):
         made = _wrapped(nn, layer, state)
     elif name in _CLASSES and isinstance(layer, getattr(nn, name)):

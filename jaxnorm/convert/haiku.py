@@ -80,14 +80,14 @@ def from_haiku(
     >>> layer.epsilon, sorted(variables["params"])
     (1e-05, ['bias', 'scale'])
     """
-    check.choice("convert", "kind", kind, tuple(_KINDS))
+    check.choice("kind", kind, tuple(_KINDS))
     needed, optional, defaults = _KINDS[kind]
     unknown = [name for name in arguments if name not in defaults]
     missing = [name for name, value in defaults.items() if value is ... and name not in arguments]
     if unknown or missing:
         words = [f"{word} {', '.join(n)}" for word, n in (("takes no", unknown), ("needs", missing)) if n]
         problem = f"a {kind} of Haiku {' and '.join(words)}"
-        raise error(TypeError, "convert", problem, f"its arguments are {', '.join(defaults)}")
+        raise error(TypeError, problem, f"its arguments are {', '.join(defaults)}")
     given = defaults | arguments
     flat = _flat("params", params) | _flat("state", {} if state is None else state)
     values = read(flat, kind, prefix, needed, optional, "/")
@@ -121,7 +121,7 @@ def to_haiku(
       variables: linen's, or a layer of jaxnorm.nnx.
       kind, report: as there.
       prefix: the module's name.
-      ndim: how many axes x has, which batch_norm's and instance_norm's arrays have, too.
+      ndim: how many axes x has, which Haiku's arrays of a batch_norm, for example, have, too.
       decay_rate: of a batch norm.
       data_format: where x has its channels.
 
@@ -136,7 +136,7 @@ def to_haiku(
     >>> convert.to_haiku({"params": {"scale": np.ones(1)}}, "rms_norm", prefix="rms_norm")
     ({'rms_norm': {'scale': array([1.])}}, {})
     """
-    check.choice("convert", "kind", kind, tuple(_KINDS))
+    check.choice("kind", kind, tuple(_KINDS))
     variables = layers.as_numpy(layers.linen_variables(variables))
     module = prefix.rstrip("/")
     flat = {f"{c}/{'/'.join(path)}": v for c, tree in variables.items() for path, v in layers.leaves_of(tree)}
@@ -154,11 +154,13 @@ def to_haiku(
     names = {f"params/{ours}": theirs for theirs, ours in _AFFINE.items()}
     wide = kind == "batch_norm" or (kind == "instance_norm" and not _last(data_format))
     made = {names[key]: (v.reshape(shape) if wide else v) for key, v in found.items() if key in names}
+    # several axes, the last ones, are stored with axes of size 1 before them
+    made = {key: v.reshape((1,) * (ndim - v.ndim) + v.shape) if v.ndim > 1 else v for key, v in made.items()}
     rows = [Row(names.get(key, f"~/*_ema of {key}"), key) for key in found]
     state: dict[str, Arrays] = {}
     if kind == "batch_norm":
         if decay_rate is None:
-            raise error(TypeError, "convert", "a batch_norm of Haiku needs decay_rate", "give the module's")
+            raise error(TypeError, "a batch_norm of Haiku needs decay_rate", "give the module's")
         weight = found["batch_stats/weight"]
         counter = _counter(weight, decay_rate)
         for name in ("mean", "var"):
@@ -174,7 +176,7 @@ def _flat(what: str, tree: Any) -> dict[str, Any]:
     """{module: {name: array}} as {module/name: array}."""
     if not isinstance(tree, Mapping):
         problem = f"{what} must be a dict of arrays, got {type(tree).__name__}"
-        raise error(TypeError, "convert", problem, "give what hk.transform_with_state's init returns")
+        raise error(TypeError, problem, "give what hk.transform_with_state's init returns")
     return {"/".join(path): value for path, value in layers.leaves_of(tree)}
 
 
@@ -186,7 +188,7 @@ def _option(name: str, value: Any) -> str:
 
 def _last(data_format: str) -> bool:
     """Whether the channels are on the last axis."""
-    check.choice("convert", "data_format", data_format, ("channels_last", "channels_first", "N...C", "NC..."))
+    check.choice("data_format", data_format, ("channels_last", "channels_first", "N...C", "NC..."))
     return data_format in ("channels_last", "N...C")
 
 

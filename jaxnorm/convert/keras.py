@@ -82,7 +82,7 @@ def to_keras_state(variables: Any, kind: str, *, prefix: str = "", report: Tell 
     >>> convert.to_keras_state({"params": {"scale": np.ones(2)}}, "rms_norm")
     {'scale': array([1., 1.])}
     """
-    check.choice("convert", "kind", kind, KINDS)
+    check.choice("kind", kind, KINDS)
     variables = layers.as_numpy(layers.linen_variables(variables))
     if kind in WORDS:
         state, rows = keys_of(variables, kind, WORDS[kind], prefix, "/")
@@ -119,9 +119,9 @@ def from_keras(layer: Any, *, api: str = "linen", report: Tell = None, **options
       ValueError: a layer that is not built, or what no layer here does.
       TypeError: no layer of Keras.
 
-    >>> import importlib.util
+    >>> import importlib.util, os
     >>> from jaxnorm import convert
-    >>> if importlib.util.find_spec("keras"):
+    >>> if importlib.util.find_spec("keras") and "KERAS_BACKEND" in os.environ:
     ...     import keras
     ...     norm = keras.layers.LayerNormalization()
     ...     norm.build((None, 3))
@@ -131,7 +131,7 @@ def from_keras(layer: Any, *, api: str = "linen", report: Tell = None, **options
     keras = sys.modules.get("keras")
     if keras is None or not isinstance(layer, keras.Layer):
         problem = f"layer must be a keras.Layer, got {type(layer).__name__}"
-        raise error(TypeError, "convert", problem, "give a layer, or its arrays to from_keras_state")
+        raise error(TypeError, problem, "give a layer, or its arrays to from_keras_state")
     name = type(layer).__name__
     if name == "UnitNormalization":
         axis = layer.axis if isinstance(layer.axis, int) else tuple(layer.axis)
@@ -147,7 +147,7 @@ def from_keras(layer: Any, *, api: str = "linen", report: Tell = None, **options
 
 def _numpy(state: Any, kind: str, prefix: str) -> tuple[Variables, list[Row]]:
     """`from_keras_state` with NumPy's arrays, and the rows of the report."""
-    check.choice("convert", "kind", kind, KINDS)
+    check.choice("kind", kind, KINDS)
     if kind in WORDS:
         return variables_of(state, kind, WORDS[kind], prefix, "/")
     values = read(state, kind, prefix, ["kernel", "vector_u"], ["bias"], "/")

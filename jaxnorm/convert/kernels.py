@@ -89,14 +89,14 @@ def _flipped(w: NumPy, axes: range) -> NumPy:
 
 
 def _check(w: NumPy, kind: str, name: str) -> None:
-    check.choice("convert", "kind", kind, KERNELS)
+    check.choice("kind", kind, KERNELS)
     least, most = (2, 2) if kind == "dense" else (3, 5)
     if not least <= w.ndim <= most:
         remedy = f"a {kind} {name} has {least}{'' if least == most else f' to {most}'} axes"
-        raise error(ValueError, "convert", f"{name} has shape {w.shape}", remedy)
+        raise error(ValueError, f"{name} has shape {w.shape}", remedy)
 
 
 def _check_groups(features: int, groups: int, which: str) -> None:
     if groups < 1 or features % groups:
         problem = f"groups={groups} does not divide the {features} {which} features"
-        raise error(ValueError, "convert", problem, f"choose a divisor of {features}")
+        raise error(ValueError, problem, f"choose a divisor of {features}")

@@ -28,7 +28,7 @@ def build(norm: Norm, api: str, report: Tell, more: dict[str, Any]) -> Any:
       report: called with the report.
       more: fields of the layer that the user gave; they go before the norm's own.
     """
-    check.choice("convert", "api", api, APIS)
+    check.choice("api", api, APIS)
     variables = as_jax(norm.variables)
     made = getattr(importlib.import_module(f"jaxnorm.{api}"), CLASSES[norm.kind])
     options = norm.options | more
@@ -38,7 +38,7 @@ def build(norm: Norm, api: str, report: Tell, more: dict[str, Any]) -> Any:
         return made(*inner, **options), variables
     if not norm.features:
         problem = f"a {CLASSES[norm.kind]} without scale and bias does not tell its features"
-        raise error(ValueError, "convert", problem, "make the layer of jaxnorm.nnx by hand, or choose linen")
+        raise error(ValueError, problem, "make the layer of jaxnorm.nnx by hand, or choose linen")
     nnx = importlib.import_module("flax.nnx")
     rngs = nnx.Rngs(0)  # of the start, which the variables replace
     first = norm.features if norm.wrapped is None else _nnx_layer(norm.wrapped, rngs)
@@ -49,7 +49,7 @@ def build(norm: Norm, api: str, report: Tell, more: dict[str, Any]) -> Any:
 
 def sequential(function: Any, api: str) -> Any:
     """A layer without variables that calls a function, in linen with its empty variables."""
-    check.choice("convert", "api", api, APIS)
+    check.choice("api", api, APIS)
     if api == "linen":
         return importlib.import_module("flax.linen").Sequential((function,)), {}
     return importlib.import_module("flax.nnx").Sequential(function)
@@ -105,7 +105,7 @@ def linen_variables(source: Any) -> Any:
         return source
     got = f"a dict of {', '.join(map(str, source))}" if hasattr(source, "items") else type(source).__name__
     problem = f"variables must be a dict of params and batch_stats, got {got}"
-    raise error(TypeError, "convert", problem, "give variables of linen, or a layer of jaxnorm.nnx")
+    raise error(TypeError, problem, "give variables of linen, or a layer of jaxnorm.nnx")
 
 
 def _of_nnx(nnx: Any, layer: Any) -> Variables:
@@ -114,7 +114,7 @@ def _of_nnx(nnx: Any, layer: Any) -> Variables:
     axes = getattr(layer, "feature_axes", -1)
     if not isinstance(axes, int) and len(axes) > 1 and hasattr(layer, "num_features"):
         problem = f"a {type(layer).__name__} of nnx keeps the scale of the axes {axes} flat"
-        raise error(ValueError, "convert", problem, "give linen's variables, which have the shape")
+        raise error(ValueError, problem, "give linen's variables, which have the shape")
     for path, variable in nnx.to_flat_state(nnx.state(layer)):
         if not isinstance(variable, nnx.Param | nnx.BatchStat):
             continue  # keys of random numbers

@@ -13,7 +13,9 @@ from jaxnorm.convert.norms import CLASSES, as_jax, channels_last
 from jaxnorm.convert.report import Report, Row, Tell, tell
 from jaxnorm.convert.sources import Arrays, read
 from jaxnorm.convert.torch_state import numpy_variables, to_torch_state
+from jaxnorm.convert.wrapped import LAYER
 
+Key = tuple[str, ...]  # the path of an array in nested dicts
 Table = Mapping[str, tuple[str, str] | None]
 KINDS = (*KERNELS, *CLASSES)
 
@@ -28,8 +30,11 @@ def net_from_torch(state: Mapping[str, Any], table: Table, *, api: str = "linen"
             "stem.conv": ("Conv_0", "conv"),
             "stem.bn": ("BatchNorm_0", "batch_norm"),
             "head": ("classifier/Dense_0", "dense"),
+            "projection": ("WeightNorm_0(Dense_1)", "weight_norm"),
             "position_ids": None,
         }
+
+    In a compact module of linen the layer in a weight norm lies beside it, and the path names both.
 
     Args:
       state: keys and arrays or tensors.
@@ -53,18 +58,16 @@ def net_from_torch(state: Mapping[str, Any], table: Table, *, api: str = "linen"
     >>> jax.tree.map(lambda v: v.shape, variables["params"])
     {'Dense_0': {'bias': (2,), 'kernel': (3, 2)}, 'RMSNorm_0': {'scale': (2,)}}
     """
-    check.choice("convert", "api", api, APIS)
+    check.choice("api", api, APIS)
     owners = {key: _owner(key, table) for key in state}
     unnamed = [key for key, owner in owners.items() if owner is None]
     unused = [prefix for prefix in table if prefix not in owners.values()]
     if unnamed:
         remedy = "give each a line, or None as its line to leave it out"
-        raise error(ValueError, "convert", f"the table has no line for {', '.join(unnamed)}", remedy)
+        raise error(ValueError, f"the table has no line for {', '.join(unnamed)}", remedy)
     if unused:
         there = ", ".join(sorted({key.rpartition(".")[0] or key for key in state})) or "nothing"
-        raise error(
-            ValueError, "convert", f"no key is of the lines {', '.join(unused)}", f"there are {there}"
-        )
+        raise error(ValueError, f"no key is of the lines {', '.join(unused)}", f"there are {there}")
     variables: dict[str, Any] = {}
     rows = []
     for prefix, line in table.items():
@@ -75,10 +78,8 @@ def net_from_torch(state: Mapping[str, Any], table: Table, *, api: str = "linen"
         path, kind = line
         found, its_rows = _layer(keys, kind, prefix)
         for collection, arrays in found.items():
-            place = variables.setdefault(collection, {})
-            for part in path.split("/"):
-                place = place.setdefault(part, {})
-            place.update(arrays)
+            for key, value in leaves_of(arrays):
+                _put(variables, (collection, *_outward(key, path)), value)
         rows += [row._replace(ours=_at(row.ours, path)) for row in its_rows]
     tell(report, rows)
     return nnx_state(variables) if api == "nnx" else variables
@@ -120,17 +121,12 @@ def net_to_torch(variables: Any, table: Table, *, parametrized: bool = True, rep
         path, kind = line
         found: dict[str, Any] = {}
         for collection, leaves in rest.items():
-            for key in [key for key in leaves if key[: len(path.split("/"))] == tuple(path.split("/"))]:
-                place = found.setdefault(collection, {})
-                *folders, name = key[len(path.split("/")) :]
-                for part in folders:
-                    place = place.setdefault(part, {})
-                place[name] = leaves.pop(key)
+            for full in list(leaves):
+                if key := _inward(full, path):
+                    _put(found, (collection, *key), leaves.pop(full))
         if not found:
             there = ", ".join(sorted({"/".join(key[:-1]) for leaves in rest.values() for key in leaves}))
-            raise error(
-                ValueError, "convert", f"there is no variable of {path}", f"there are {there or 'no others'}"
-            )
+            raise error(ValueError, f"there is no variable of {path}", f"there are {there or 'no others'}")
         if kind in KERNELS:
             arrays = read(found.get("params"), kind, "", ["kernel"], ["bias"], "/")
             arrays["kernel"] = kernel_to_torch(arrays["kernel"], kind)
@@ -141,9 +137,7 @@ def net_to_torch(variables: Any, table: Table, *, parametrized: bool = True, rep
             state |= to_torch_state(found, kind, prefix=prefix, parametrized=parametrized, report=keep)
     unnamed = ["/".join((name, *key)) for name, leaves in rest.items() for key in leaves]
     if unnamed:
-        raise error(
-            ValueError, "convert", f"the table has no line for {', '.join(unnamed)}", "give each a line"
-        )
+        raise error(ValueError, f"the table has no line for {', '.join(unnamed)}", "give each a line")
     tell(report, rows)
     return state
 
@@ -162,7 +156,7 @@ def _layer(keys: Arrays, kind: str, prefix: str) -> tuple[Any, list[Row]]:
       kind: of the layer.
       prefix: of its keys.
     """
-    check.choice("convert", "kind", kind, KINDS)
+    check.choice("kind", kind, KINDS)
     if kind in CLASSES:
         variables, rows = numpy_variables(keys, kind, prefix)
         return as_jax(channels_last(variables, first=False)), rows
@@ -172,7 +166,7 @@ def _layer(keys: Arrays, kind: str, prefix: str) -> tuple[Any, list[Row]]:
     if (bias := arrays.get("bias")) is not None:
         if bias.shape != kernel.shape[-1:]:
             problem = f"{prefix}.bias has shape {bias.shape}, but {prefix}.weight {arrays['weight'].shape}"
-            raise error(ValueError, "convert", problem, f"a bias has {kernel.shape[-1]} places")
+            raise error(ValueError, problem, f"a bias has {kernel.shape[-1]} places")
         made["bias"] = jnp.asarray(bias)
     names = {"weight": "params/kernel", "bias": "params/bias"}
     return {"params": made}, [Row(f"{prefix}.{k} {v.shape}", names[k]) for k, v in arrays.items()]
@@ -180,5 +174,45 @@ def _layer(keys: Arrays, kind: str, prefix: str) -> tuple[Any, list[Row]]:
 
 def _at(ours: str, path: str) -> str:
     """A row's "params/scale" with the path of the layer in it; "" stays."""
-    collection, _, name = ours.partition("/")
-    return f"{collection}/{path}/{name}" if ours else ""
+    collection, *key = ours.split("/", 1)
+    if not key:
+        return ours
+    # the name of a scale or of a vector has slashes in it
+    inner = key[0].split("/") if key[0] in (f"{LAYER}/kernel", f"{LAYER}/bias") else key
+    return "/".join((collection, *_outward(tuple(inner), path)))
+
+
+def _split(path: str) -> tuple[Key, Key]:
+    """The parts of a path, and of net/WeightNorm_0(Dense_0) those of the wrapped layer, net/Dense_0."""
+    outer, _, inner = path.removesuffix(")").partition("(")
+    parts = tuple(outer.split("/"))
+    return parts, (*parts[:-1], inner) if inner else ()
+
+
+def _outward(key: Key, path: str) -> Key:
+    """Where the net has what the layer at `path` has at `key`."""
+    outer, inner = _split(path)
+    if not inner:
+        return (*outer, *key)
+    if key[0] == LAYER:
+        return (*inner, *key[1:])
+    return (*outer, key[0].replace(LAYER, inner[-1], 1))
+
+
+def _inward(full: Key, path: str) -> Key:
+    """The inverse of `_outward`; () if `full` is not in the layer at `path`."""
+    outer, inner = _split(path)
+    if inner and full[: len(inner)] == inner:
+        return (LAYER, *full[len(inner) :])
+    if full[: len(outer)] != outer:
+        return ()
+    key = full[len(outer) :]
+    return (key[0].replace(inner[-1], LAYER, 1),) if inner else key
+
+
+def _put(tree: dict[str, Any], path: Key, value: Any) -> None:
+    """Set a leaf of nested dicts."""
+    *folders, name = path
+    for part in folders:
+        tree = tree.setdefault(part, {})
+    tree[name] = value

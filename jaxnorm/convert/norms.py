@@ -132,7 +132,10 @@ def channels_last(variables: Variables, first: bool) -> Variables:
     """
     here, there = (-1, 0) if first else (0, -1)
     return {
-        name: {k: np.moveaxis(v, here, there) if v.ndim > 1 else v for k, v in collection.items()}
+        name: {
+            k: np.moveaxis(v, here, there) if k in COLLECTIONS and v.ndim > 1 else v
+            for k, v in collection.items()
+        }
         for name, collection in variables.items()
     }
 
@@ -149,4 +152,4 @@ def as_jax(variables: Variables) -> Variables:
 
 def not_ours(problem: str, remedy: str) -> ValueError:
     """An error about what a layer here cannot do."""
-    return error(ValueError, "convert", problem, remedy)
+    return error(ValueError, problem, remedy)

@@ -67,12 +67,10 @@ def from_torch(
     nn = getattr(sys.modules.get("torch"), "nn", None)
     if nn is None or not isinstance(norm, nn.Module):
         remedy = "give a module of torch.nn, or its state dict to from_torch_state"
-        raise error(
-            TypeError, "convert", f"norm must be a torch.nn.Module, got {type(norm).__name__}", remedy
-        )
+        raise error(TypeError, f"norm must be a torch.nn.Module, got {type(norm).__name__}", remedy)
     if any(nn.parameter.is_lazy(p) for p in [*norm.parameters(), *norm.buffers()]):
         problem = f"{type(norm).__name__} has seen no input yet and has no weights"
-        raise error(ValueError, "convert", problem, "call it once in PyTorch")
+        raise error(ValueError, problem, "call it once in PyTorch")
     made = _described(nn, norm, input_features_last, options, count)
     if api == "nnx" and made.options.get("track_stats", made.kind == "batch_norm"):
         options = {"use_running_average": not norm.training} | options
@@ -109,7 +107,8 @@ def _described(nn: Any, norm: Any, last: bool, options: dict[str, Any], count: i
     epsilon = _epsilon(norm)
     if epsilon is not None and type(norm).__name__.endswith("RMSNorm"):
         if "zero_centered_scale" not in options:
-            remedy = "say zero_centered_scale=True if it multiplies by 1 + weight (Gemma), False if by weight (Llama)"
+            remedy = "say zero_centered_scale=True if it multiplies by 1 + weight (Gemma), "
+            remedy += "False if by weight (Llama)"
             raise not_ours(f"{type(norm).__name__} is not of torch.nn", remedy)
         given = {"epsilon": float(epsilon)}
         return _made(norm, "rms_norm", norm.weight.numel(), given, [])
@@ -150,7 +149,10 @@ def _batch_norm(norm: Any, kind: str, last: bool, count: int | None) -> Norm:
         note = (
             "the spread between batches is in it" if momentum is None else "the fraction of the OLD average"
         )
-        rows += [_row("momentum", norm.momentum, f"momentum={momentum}", note), Row("", "unbiased=True")]
+        rows += [
+            _row("momentum", norm.momentum, f"momentum={momentum}", note),
+            Row("var * n / (n - 1)", "unbiased=True"),
+        ]
     if tracked != (kind == "batch_norm"):  # the layers' defaults
         options["track_stats"] = tracked
         rows.append(_row("track_running_stats", tracked, f"track_stats={tracked}"))
@@ -207,10 +209,9 @@ def _wrapped(nn: Any, norm: Any) -> Norm | None:
         return None
     (way, *more), wrap = hooks + found, _layer(nn, norm)
     if more or any(name != "weight" for name in lists) or (hooks and way.name != "weight"):
-        raise not_ours(
-            f"{type(norm).__name__} has several normalized parameters, or another than weight",
-            "one norm, of the weight, is converted",
-        )
+        name = type(norm).__name__.removeprefix("Parametrized")
+        problem = f"{name} has several normalized parameters, or another than weight"
+        raise not_ours(problem, "one norm, of the weight, is converted")
     kind = "weight_norm" if type(way).__name__.endswith("WeightNorm") else "spectral_norm"
     variables, rows = numpy_variables(norm.state_dict(), kind)
     options: dict[str, Any] = {"epsilon": 0.0}
@@ -229,7 +230,7 @@ def _layer(nn: Any, norm: Any) -> Wrapped:
     if isinstance(norm, nn.Linear):
         return Wrapped("dense", (norm.in_features, norm.out_features), bias)
     if not isinstance(norm, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        name = type(norm).__name__
+        name = type(norm).__name__.removeprefix("Parametrized")
         raise not_ours(f"a weight norm or spectral norm of {name} is not converted", f"give {_OURS}")
     if norm.padding_mode != "zeros":
         raise not_ours(f"padding_mode={norm.padding_mode!r}", "Conv is converted with zeros only")

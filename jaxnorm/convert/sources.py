@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm._base import checks as check
 from jaxnorm._base.messages import error
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -25,12 +24,17 @@ def as_numpy(name: str, value: Any) -> np.ndarray[Any, Any]:
         # NumPy itself has no bfloat16 and no float8: float32 holds their values exactly
         narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
         value = (tensor.float() if narrow else tensor).numpy().astype(dtype)
+    elif hasattr(value, "assign") and hasattr(
+        value, "value"
+    ):  # a variable of Keras, with its backend's tensor
+        return as_numpy(name, value.value)
     elif hasattr(value, "get_value"):  # a variable of nnx
         value = value.get_value()
     elif hasattr(value, "unbox"):  # of linen, with its sharding
         value = value.unbox()
     array = np.asarray(value)
-    check.array_dtype("convert", name, array, "hold numbers")
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise error(TypeError, f"{name} must hold numbers, got dtype {array.dtype}", "give arrays or tensors")
     return array
 
 
@@ -59,12 +63,12 @@ def read(
     """
     if not isinstance(state, Mapping):
         problem = f"the state must be a dict of arrays, got {type(state).__name__}"
-        raise error(TypeError, "convert", problem, "give, for example, module.state_dict()")
+        raise error(TypeError, problem, "give, for example, module.state_dict()")
     prefix = dotted(prefix, separator)
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if prefix and not found:
         there = ", ".join(sorted({key.partition(separator)[0] for key in state})) or "nothing"
-        raise error(ValueError, "convert", f"no key begins with {prefix!r}", f"the keys begin with {there}")
+        raise error(ValueError, f"no key begins with {prefix!r}", f"the keys begin with {there}")
     missing = [key for key in needed if key not in found]
     unknown = [key for key in found if key not in needed and key not in optional]
     if missing or unknown:
@@ -75,7 +79,7 @@ def read(
         ]
         keys = ", ".join(needed) or "no key for certain"
         may = f", and may have {', '.join(optional)}" if optional else ""
-        raise error(ValueError, "convert", f"a {what} {' and '.join(parts)}", f"it has {keys}{may}")
+        raise error(ValueError, f"a {what} {' and '.join(parts)}", f"it has {keys}{may}")
     return {key: as_numpy(prefix + key, value) for key, value in found.items()}
 
 
@@ -93,7 +97,7 @@ def same_shape(values: Arrays, what: str, prefix: str, axes: int | None = 1) -> 
         expected = values[first].shape
         if axes is not None and value.ndim != axes:
             problem = f"{prefix}{key} has shape {value.shape}"
-            raise error(ValueError, "convert", problem, f"the arrays of a {what} have {axes} axis")
+            raise error(ValueError, problem, f"the arrays of a {what} have {axes} axis")
         if value.shape != expected:
             problem = f"{prefix}{key} has shape {value.shape}, but {prefix}{first} has {expected}"
-            raise error(ValueError, "convert", problem, f"the arrays of a {what} have one shape")
+            raise error(ValueError, problem, f"the arrays of a {what} have one shape")

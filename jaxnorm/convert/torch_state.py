@@ -81,7 +81,7 @@ def from_torch_state(
     >>> state = {f"bn1.{k}": np.ones(2) for k in ("weight", "bias", "running_mean", "running_var")}
     >>> variables = convert.from_torch_state(state, "batch_norm", prefix="bn1")
     >>> {name: sorted(arrays) for name, arrays in variables.items()}
-    {'params': ['bias', 'scale'], 'batch_stats': ['mean', 'var']}
+    {'batch_stats': ['mean', 'var'], 'params': ['bias', 'scale']}
     """
     variables, rows = numpy_variables(state, kind, prefix)
     tell(report, rows)
@@ -94,7 +94,7 @@ def numpy_variables(state: Any, kind: str, prefix: str = "") -> tuple[Variables,
     Args:
       state, kind, prefix: as there.
     """
-    check.choice("convert", "kind", kind, tuple(CLASSES))
+    check.choice("kind", kind, tuple(CLASSES))
     if kind in WORDS:
         return variables_of(state, kind, WORDS[kind], prefix)
     new, old = FORMS[kind]
@@ -146,7 +146,7 @@ def to_torch_state(
     >>> convert.to_torch_state(variables, "layer_norm", prefix="norm")
     {'norm.weight': array([1., 1.]), 'norm.bias': array([0., 0.])}
     """
-    check.choice("convert", "kind", kind, tuple(CLASSES))
+    check.choice("kind", kind, tuple(CLASSES))
     variables = layers.linen_variables(variables)
     if kind in WORDS:
         variables = layers.as_numpy(variables)
