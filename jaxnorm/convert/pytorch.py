@@ -90,17 +90,16 @@ def _described(nn: Any, norm: Any, last: bool, options: dict[str, Any], count: i
       options: of the user.
       count: as in `from_torch`.
     """
-    instance = nn.modules.instancenorm._InstanceNorm
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return _batch_norm(norm, "batch_norm", last, count)
-    if isinstance(norm, instance):
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
         return _batch_norm(norm, "instance_norm", last, count)
     if isinstance(norm, nn.GroupNorm):
         axis = {} if last else {"feature_axis": 1}
         given = {"num_groups": norm.num_groups, "epsilon": norm.eps} | axis
         return _made(norm, "group_norm", norm.num_channels, given, [_row("num_groups", norm.num_groups)])
     if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
-        return _rows_norm(norm, last)
+        return _rows_norm(norm, "rms_norm" if isinstance(norm, nn.RMSNorm) else "layer_norm", last)
     wrapped = _wrapped(nn, norm)
     if wrapped is not None:
         return wrapped
@@ -156,14 +155,9 @@ def _batch_norm(norm: Any, kind: str, last: bool, count: int | None) -> Norm:
     if tracked != (kind == "batch_norm"):  # the layers' defaults
         options["track_stats"] = tracked
         rows.append(_row("track_running_stats", tracked, f"track_stats={tracked}"))
-    if not tracked and kind == "batch_norm":
-        # a state dict of a batch norm has statistics: these are none, and are taken out again
-        state |= {"running_mean": np.zeros(norm.num_features), "running_var": np.ones(norm.num_features)}
-    variables, arrays = numpy_variables(state, kind) if state else ({}, [])
-    if not tracked:
-        variables.pop("batch_stats", None)
-        arrays = [row for row in arrays if not row.theirs.startswith("running_")]
-    elif norm.momentum is None:
+    # an instance norm's statistics may be missing, a batch norm's not
+    variables, arrays = numpy_variables(state, kind if tracked else "instance_norm") if state else ({}, [])
+    if tracked and norm.momentum is None:
         seen = int(norm.num_batches_tracked) if count is None else count
         mean = variables["batch_stats"]["mean"]
         variables["batch_stats"]["weight"] = np.full(
@@ -180,9 +174,8 @@ def _batch_norm(norm: Any, kind: str, last: bool, count: int | None) -> Norm:
     return Norm(kind, norm.num_features, options, variables, arrays + rows)
 
 
-def _rows_norm(norm: Any, last: bool) -> Norm:
+def _rows_norm(norm: Any, kind: str, last: bool) -> Norm:
     """A layer norm or an RMS norm, over the last axes."""
-    kind = "rms_norm" if type(norm).__name__ == "RMSNorm" else "layer_norm"
     shape = tuple(norm.normalized_shape)
     epsilon = norm.eps
     if epsilon is None:  # arithmetic is in float32 or wider, there too

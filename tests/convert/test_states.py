@@ -1,4 +1,4 @@
-"""State dicts of NumPy's arrays to variables and back, without any of the frameworks; and all errors' texts."""
+"""State dicts of NumPy arrays to variables and back, without the frameworks; and all errors' texts."""
 
 import subprocess
 import sys
@@ -268,7 +268,8 @@ ERRORS = {
     "no dict": (
         lambda: convert.from_torch_state([1], "layer_norm"),
         TypeError,
-        "from_torch_state: the state must be a dict of arrays, got list; give, for example, module.state_dict().",
+        "from_torch_state: the state must be a dict of arrays, got list; give, for example, "
+        "module.state_dict().",
     ),
     "no numbers": (
         lambda: convert.from_torch_state({"weight": "a"}, "rms_norm"),
@@ -278,13 +279,15 @@ ERRORS = {
     "a missing and an unknown key": (
         lambda: convert.from_torch_state({**without("running_var"), "extra": np.ones(1)}, "batch_norm"),
         ValueError,
-        "from_torch_state: a batch_norm is missing running_var and has no place for extra; it has running_mean, "
+        "from_torch_state: a batch_norm is missing running_var and has no place for extra; it has "
+        "running_mean, "
         "running_var, and may have weight, bias, num_batches_tracked.",
     ),
     "missing keys under a prefix": (
         lambda: convert.from_torch_state({"a.weight": np.ones(2)}, "batch_norm", prefix="a"),
         ValueError,
-        "from_torch_state: a batch_norm is missing a.running_mean, a.running_var; it has running_mean, running_var, "
+        "from_torch_state: a batch_norm is missing a.running_mean, a.running_var; it has running_mean, "
+        "running_var, "
         "and may have weight, bias, num_batches_tracked.",
     ),
     "no key with the prefix": (
@@ -297,7 +300,8 @@ ERRORS = {
     "shapes that differ": (
         lambda: convert.from_torch_state({**GOOD, "bias": np.ones(4)}, "batch_norm"),
         ValueError,
-        "from_torch_state: bias has shape (4,), but weight has (3,); the arrays of a batch_norm have one shape.",
+        "from_torch_state: bias has shape (4,), but weight has (3,); the arrays of a batch_norm have one "
+        "shape.",
     ),
     "a shape of two axes": (
         lambda: convert.from_torch_state(named(AFFINE, (3, 2), "n."), "group_norm", prefix="n"),
@@ -320,7 +324,8 @@ ERRORS = {
     "vectors of a spectral norm": (
         lambda: convert.from_torch_state({**OLD["spectral_norm"], "weight_u": np.ones(3)}, "spectral_norm"),
         ValueError,
-        "from_torch_state: weight_orig has shape (4, 3) and its vectors (3,) and (3,); u has 4 places and v has 3.",
+        "from_torch_state: weight_orig has shape (4, 3) and its vectors (3,) and (3,); u has 4 places "
+        "and v has 3.",
     ),
     "a weight of one axis": (
         lambda: convert.from_torch_state({"weight_g": np.ones(4), "weight_v": np.ones(4)}, "weight_norm"),
@@ -330,19 +335,22 @@ ERRORS = {
     "variables that are none": (
         lambda: convert.to_torch_state({"scale": np.ones(2)}, "rms_norm"),
         TypeError,
-        "to_torch_state: variables must be a dict of params and batch_stats, got a dict of scale; give variables "
+        "to_torch_state: variables must be a dict of params and batch_stats, got a dict of scale; give "
+        "variables "
         "of linen, or a layer of jaxnorm.nnx.",
     ),
     "variables of nothing": (
         lambda: convert.to_torch_state(3, "rms_norm"),
         TypeError,
-        "to_torch_state: variables must be a dict of params and batch_stats, got int; give variables of linen, or "
+        "to_torch_state: variables must be a dict of params and batch_stats, got int; give variables of "
+        "linen, or "
         "a layer of jaxnorm.nnx.",
     ),
     "variables without statistics": (
         lambda: convert.to_torch_state({"params": {"scale": np.ones(2)}}, "batch_norm"),
         ValueError,
-        "to_torch_state: a batch_norm is missing mean, var; it has mean, var, and may have scale, bias, weight, "
+        "to_torch_state: a batch_norm is missing mean, var; it has mean, var, and may have scale, bias, "
+        "weight, "
         "step, frozen.",
     ),
     "variables of another norm": (
@@ -356,7 +364,8 @@ ERRORS = {
             jx.LayerNorm(6, feature_axes=(-2, -1), reduction_axes=(-2, -1), rngs=nnx.Rngs(0)), "layer_norm"
         ),
         ValueError,
-        "to_torch_state: a LayerNorm of nnx keeps the scale of the axes (-2, -1) flat; give linen's variables, "
+        "to_torch_state: a LayerNorm of nnx keeps the scale of the axes (-2, -1) flat; give linen's "
+        "variables, "
         "which have the shape.",
     ),
     "a kind of kernel": (
@@ -387,7 +396,8 @@ ERRORS = {
     "keys without a line": (
         lambda: convert.net_from_torch({"a.weight": np.ones(1), "b.bias": np.ones(1)}, {}),
         ValueError,
-        "net_from_torch: the table has no line for a.weight, b.bias; give each a line, or None as its line to leave "
+        "net_from_torch: the table has no line for a.weight, b.bias; give each a line, or None as its "
+        "line to leave "
         "it out.",
     ),
     "a line without keys": (
@@ -400,7 +410,8 @@ ERRORS = {
     "a kind of layer": (
         lambda: convert.net_from_torch({"a.weight": np.ones(1)}, {"a": ("n", "linear")}),
         ValueError,
-        f"net_from_torch: kind='linear' is not known; choose 'dense' or 'conv' or 'conv_transpose' or {NORMS}.",
+        f"net_from_torch: kind='linear' is not known; choose 'dense' or 'conv' or 'conv_transpose' or "
+        f"{NORMS}.",
     ),
     "a bias of another size": (
         lambda: convert.net_from_torch(
@@ -424,7 +435,8 @@ ERRORS = {
     "Keras' kinds": (
         lambda: convert.from_keras_state({}, "weight_norm"),
         ValueError,
-        "from_keras_state: kind='weight_norm' is not known; choose 'batch_norm' or 'layer_norm' or 'group_norm' or "
+        "from_keras_state: kind='weight_norm' is not known; choose 'batch_norm' or 'layer_norm' or "
+        "'group_norm' or "
         "'rms_norm' or 'spectral_norm'.",
     ),
     "Keras' vector": (
@@ -437,15 +449,18 @@ ERRORS = {
     "Haiku's arguments": (
         lambda: convert.from_haiku(HAIKU, "batch_norm", prefix="bn", momentum=0.9),
         TypeError,
-        "from_haiku: a batch_norm of Haiku takes no momentum and needs decay_rate; its arguments are decay_rate, "
+        "from_haiku: a batch_norm of Haiku takes no momentum and needs decay_rate; its arguments are "
+        "decay_rate, "
         "eps, data_format.",
     ),
     "Haiku's state": (
         lambda: convert.from_haiku(HAIKU, "batch_norm", prefix="bn", decay_rate=0.9),
         ValueError,
-        "from_haiku: a batch_norm is missing bn/~/mean_ema/hidden, bn/~/mean_ema/average, bn/~/mean_ema/counter, "
+        "from_haiku: a batch_norm is missing bn/~/mean_ema/hidden, bn/~/mean_ema/average, "
+        "bn/~/mean_ema/counter, "
         "bn/~/var_ema/hidden, bn/~/var_ema/average, bn/~/var_ema/counter; it has ~/mean_ema/hidden, "
-        "~/mean_ema/average, ~/mean_ema/counter, ~/var_ema/hidden, ~/var_ema/average, ~/var_ema/counter, and may "
+        "~/mean_ema/average, ~/mean_ema/counter, ~/var_ema/hidden, ~/var_ema/average, ~/var_ema/counter, "
+        "and may "
         "have scale, offset.",
     ),
     "Haiku's counters": (
@@ -460,7 +475,8 @@ ERRORS = {
             decay_rate=0.9,
         ),
         ValueError,
-        "from_haiku: the counters of bn/~/mean_ema and bn/~/var_ema are 1 and 2; one batch norm has seen as many "
+        "from_haiku: the counters of bn/~/mean_ema and bn/~/var_ema are 1 and 2; one batch norm has seen "
+        "as many "
         "means as variances.",
     ),
     "Haiku's slices": (
@@ -471,12 +487,14 @@ ERRORS = {
     "Haiku's params": (
         lambda: convert.from_haiku([], "layer_norm"),
         TypeError,
-        "from_haiku: params must be a dict of arrays, got list; give what hk.transform_with_state's init returns.",
+        "from_haiku: params must be a dict of arrays, got list; give what hk.transform_with_state's init "
+        "returns.",
     ),
     "Haiku's data_format": (
         lambda: convert.from_haiku({}, "instance_norm", data_format="NHWC"),
         ValueError,
-        "from_haiku: data_format='NHWC' is not known; choose 'channels_last' or 'channels_first' or 'N...C' or "
+        "from_haiku: data_format='NHWC' is not known; choose 'channels_last' or 'channels_first' or "
+        "'N...C' or "
         "'NC...'.",
     ),
     "a decay of Haiku's": (
@@ -511,13 +529,15 @@ ERRORS = {
             {"mean": np.ones(1), "var": np.ones(1), "counter": 1}, "batch_norm"
         ),
         ValueError,
-        "from_equinox_state: counter says how often the average was updated; give the momentum of the BatchNorm, "
+        "from_equinox_state: counter says how often the average was updated; give the momentum of the "
+        "BatchNorm, "
         "too.",
     ),
     "no module of PyTorch": (
         lambda: convert.from_torch(3),
         TypeError,
-        "from_torch: norm must be a torch.nn.Module, got int; give a module of torch.nn, or its state dict to "
+        "from_torch: norm must be a torch.nn.Module, got int; give a module of torch.nn, or its state "
+        "dict to "
         "from_torch_state.",
     ),
 }

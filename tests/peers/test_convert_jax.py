@@ -37,7 +37,7 @@ def shaken(params):
 
 
 def step(found, x, call):
-    """y of one of our layers, the gradient of sum(sin(y)) in x and in the parameters, and the layer afterwards.
+    """y of one of our layers, the gradients of sum(sin(y)) in x and the parameters, and the layer afterwards.
 
     The latter two as linen's variables, or as layers of nnx.
     """
@@ -341,23 +341,27 @@ ERRORS = {
     "no state": (
         lambda: convert.from_equinox(equinox_batch("ema")[0]),
         ValueError,
-        "from_equinox: a BatchNorm has its statistics in a State; give state=, the eqx.nn.State that goes with it.",
+        "from_equinox: a BatchNorm has its statistics in a State; give state=, the eqx.nn.State that "
+        "goes with it.",
     ),
     "no vectors": (
         lambda: convert.from_equinox(EQUINOX["SpectralNorm of Linear"][0]()[0]),
         ValueError,
-        "from_equinox: a SpectralNorm has its vectors in a State; give state=, the eqx.nn.State that goes with it.",
+        "from_equinox: a SpectralNorm has its vectors in a State; give state=, the eqx.nn.State that "
+        "goes with it.",
     ),
     "no module": (
         lambda: convert.from_equinox(1),
         TypeError,
-        "from_equinox: layer must be an equinox.Module, got int; give a layer of equinox.nn, or its arrays to "
+        "from_equinox: layer must be an equinox.Module, got int; give a layer of equinox.nn, or its "
+        "arrays to "
         "from_equinox_state.",
     ),
     "no norm": (
         lambda: convert.from_equinox(eqx.nn.Linear(2, 2, key=KEY)),
         ValueError,
-        "from_equinox: there is no layer for Linear; give LayerNorm, RMSNorm, GroupNorm, BatchNorm, WeightNorm or "
+        "from_equinox: there is no layer for Linear; give LayerNorm, RMSNorm, GroupNorm, BatchNorm, "
+        "WeightNorm or "
         "SpectralNorm.",
     ),
     "another axis": (
@@ -368,7 +372,8 @@ ERRORS = {
     "another parameter": (
         lambda: convert.from_equinox(eqx.nn.WeightNorm(eqx.nn.Linear(2, 2, key=KEY), "bias")),
         ValueError,
-        "from_equinox: a WeightNorm of Linear.bias; that of the weight of Linear or Conv1d to Conv3d is converted.",
+        "from_equinox: a WeightNorm of Linear.bias; that of the weight of Linear or Conv1d to Conv3d is "
+        "converted.",
     ),
     "another padding": (
         lambda: convert.from_equinox(

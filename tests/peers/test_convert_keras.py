@@ -71,7 +71,7 @@ def arrays(layer):
 
 
 def theirs(layer, x, training):
-    """y, the gradient of sum(sin(y)) in x and in the weights, and the weights afterwards; the layer is as it was."""
+    """y, the gradients of sum(sin(y)) in x and the weights, and the new weights. The layer is unchanged."""
     before = arrays(layer)
     x = torch.tensor(x, requires_grad=True)
     leaves = {w.name: w.value for w in layer.trainable_weights}
@@ -199,7 +199,8 @@ ERRORS = {
     "no norm": (
         lambda: layers.Dense(2),
         ValueError,
-        "from_keras: there is no layer for Dense; give BatchNormalization, LayerNormalization, GroupNormalization, "
+        "from_keras: there is no layer for Dense; give BatchNormalization, LayerNormalization, "
+        "GroupNormalization, "
         "RMSNormalization, SpectralNormalization or UnitNormalization.",
     ),
     "renorm": (
@@ -210,7 +211,8 @@ ERRORS = {
     "rms_scaling": (
         rms_scaling,
         ValueError,
-        "from_keras: rms_scaling=True divides by the deviation and does not subtract the mean; no layer here does, "
+        "from_keras: rms_scaling=True divides by the deviation and does not subtract the mean; no layer "
+        "here does, "
         "and Keras has deprecated it for RMSNormalization.",
     ),
     "an embedding": (
@@ -240,6 +242,7 @@ def test_nnx_wants_to_know_the_features():
     with pytest.raises(ValueError, match="features") as raised:
         convert.from_keras(layer, api="nnx")
     assert str(raised.value) == (
-        "from_keras: a LayerNorm without scale and bias does not tell its features; make the layer of jaxnorm.nnx "
+        "from_keras: a LayerNorm without scale and bias does not tell its features; make the layer of "
+        "jaxnorm.nnx "
         "by hand, or choose linen."
     )

@@ -369,13 +369,15 @@ ERRORS = {
     "a Linear": (
         lambda: convert.from_torch(nn.Linear(2, 2)),
         ValueError,
-        "from_torch: there is no layer for Linear; give BatchNorm1d to 3d, SyncBatchNorm, LayerNorm, GroupNorm, "
+        "from_torch: there is no layer for Linear; give BatchNorm1d to 3d, SyncBatchNorm, LayerNorm, "
+        "GroupNorm, "
         "InstanceNorm1d to 3d, RMSNorm, or a Linear or Conv1d to 3d under weight_norm or spectral_norm.",
     ),
     "no module": (
         lambda: convert.from_torch({"weight": np.ones(2)}),
         TypeError,
-        "from_torch: norm must be a torch.nn.Module, got dict; give a module of torch.nn, or its state dict to "
+        "from_torch: norm must be a torch.nn.Module, got dict; give a module of torch.nn, or its state "
+        "dict to "
         "from_torch_state.",
     ),
     "a lazy one": (
@@ -386,20 +388,24 @@ ERRORS = {
     "an RMS norm of another library": (
         lambda: convert.from_torch(LlamaRMSNorm(0)),
         ValueError,
-        "from_torch: LlamaRMSNorm is not of torch.nn; say zero_centered_scale=True if it multiplies by 1 + weight "
+        "from_torch: LlamaRMSNorm is not of torch.nn; say zero_centered_scale=True if it multiplies by 1 "
+        "+ weight "
         "(Gemma), False if by weight (Llama).",
     ),
     "a transposed convolution": (
         lambda: convert.from_torch(weight_norm(nn.ConvTranspose1d(2, 2, 3))),
         ValueError,
-        "from_torch: a weight norm or spectral norm of ConvTranspose1d is not converted; give BatchNorm1d to 3d, "
-        "SyncBatchNorm, LayerNorm, GroupNorm, InstanceNorm1d to 3d, RMSNorm, or a Linear or Conv1d to 3d under "
+        "from_torch: a weight norm or spectral norm of ConvTranspose1d is not converted; give "
+        "BatchNorm1d to 3d, "
+        "SyncBatchNorm, LayerNorm, GroupNorm, InstanceNorm1d to 3d, RMSNorm, or a Linear or Conv1d to 3d "
+        "under "
         "weight_norm or spectral_norm.",
     ),
     "another dim": (
         lambda: convert.from_torch(weight_norm(nn.Linear(2, 3), dim=1)),
         ValueError,
-        "from_torch: parametrizations.weight.original1 has shape (3, 2) and its lengths (1, 2); only one length "
+        "from_torch: parametrizations.weight.original1 has shape (3, 2) and its lengths (1, 2); only one "
+        "length "
         "for each output feature (dim=0), or one in all, is converted.",
     ),
     "another padding": (
