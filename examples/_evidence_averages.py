@@ -24,7 +24,7 @@ from _evidence_net import (
     losses,
     make_runs,
 )
-from _evidence_report import Band, Columns, Finding, seed_range
+from _evidence_report import Band, Columns, Finding, listed, seed_range
 from jax import Array
 
 import jaxnorm
@@ -96,17 +96,20 @@ def averages_finding(found: Averages) -> Finding:
     frozen, moving = ({e: band.mean for e, band in bands.items()} for bands in found.distances.values())
     epoch = STEPS_AN_EPOCH - 1
     best = min(("plain", "debiased", "exact"), key=lambda e: float(moving[e][-1]))
+    exact = "exact" if frozen["exact"][epoch] < 1e-9 else "not exact"
     title = (
-        f"With frozen weights merging has the population's statistics after an epoch (KL "
-        f"{frozen['exact'][epoch]:.0e}; debiased {frozen['debiased'][epoch]:.0e}, plain "
-        f"{frozen['plain'][epoch]:.0e}). While weights change {best} is nearest at the end "
-        f"({moving[best][-1]:.0e}), and merging, which forgets nothing, is at {moving['exact'][-1]:.0e}"
+        f"With frozen weights merging is {exact} after an epoch; while weights change the {best} average is "
+        "nearest at the end"
     )
+    estimates = ("plain", "debiased", "exact")
+    after = listed({e: f"{frozen[e][epoch]:.1g}" for e in estimates}, estimates)
+    last = listed({e: f"{moving[e][-1]:.1g}" for e in estimates}, estimates)
+    details = f"KL in nats after an epoch of frozen weights: {after}; at the end of training: {last}"
     claim = "Running averages approach the population's statistics; debiasing and merging get there sooner"
     sooner = frozen["debiased"][epoch] < frozen["plain"][epoch] > frozen["exact"][epoch]
     lags = best != "exact"
     reproduced = "no" if not sooner else "partly" if lags else "yes"
-    return Finding("h", "running averages", title, claim, reproduced)
+    return Finding("h", "running averages", title, details, claim, reproduced)
 
 
 def averages_columns(found: Averages) -> Columns:

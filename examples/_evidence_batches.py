@@ -19,7 +19,7 @@ from _evidence_net import (
     make_runs,
     train_all,
 )
-from _evidence_report import Band, Columns, Finding, percent, seed_range
+from _evidence_report import Band, Columns, Finding, listed, percent, seed_range
 from _evidence_training import bands_to_columns, errors, mean_losses
 
 DEPTH = 4
@@ -71,19 +71,20 @@ def batches_finding(found: Batches) -> Finding:
     means = {name: band.mean for name, band in found.error.items()}
     worse = means["batch"] > 1.5 * means["layer"]
 
-    def listed(names: tuple[str, ...], size: int) -> str:
-        index = SIZES.index(size)
-        return ", ".join(f"{name} {percent(float(means[name][index]))}" for name in names)
-
     worst = [str(size) for size in np.array(SIZES)[worse]]
     where = f"in batches of {' and '.join(worst)}" if worst else "at no batch size"
+    texts = [{name: percent(float(band[i])) for name, band in means.items()} for i in (0, 1, -1)]
+    two, four, many = texts
     title = (
-        f"Batch norm's error is far above layer norm's {where}. "
-        f"Of 2: {listed(('batch', 'renorm', 'group', 'layer'), 2)}; "
-        f"of 4: {listed(('batch', 'renorm', 'layer'), 4)}; of 128: {listed(('batch', 'ghost', 'layer'), 128)}"
+        f"Batch norm's error is far above layer norm's {where}: {two['batch']} against {two['layer']} of 2, "
+        f"{many['batch']} against {many['layer']} of {SIZES[-1]}"
+    )
+    details = "; ".join(
+        f"of {size}: {listed(text, list(means))}"
+        for size, text in zip((2, 4, 128), (two, four, many), strict=True)
     )
     reproduced = "yes" if worse[0] else "no"
-    return Finding("g", "batch size", title, "Batch norm fails in small batches", reproduced)
+    return Finding("g", "batch size", title, details, "Batch norm fails in small batches", reproduced)
 
 
 def batches_columns(found: Batches) -> Columns:

@@ -131,12 +131,12 @@ def cost_finding(found: Cost) -> Finding:
     ratios = [relative(times, "batch") for times in (dense_, convolution)]
     dearest = max(NORMS[1:], key=lambda norm: relative(dense_, norm.name)).name
     title = (
-        f"On this {jax.default_backend().upper()} batch norm makes a training step {ratios[0]:.2g} times as long "
-        f"in a narrow dense network and {ratios[1]:.2g} times in a convolutional one; in the dense one {dearest} "
-        f"costs most: {relative(dense_, dearest):.2g} times"
+        f"On this {jax.default_backend().upper()} batch norm makes a training step {ratios[0]:.2f} times "
+        f"as long in a dense network and {ratios[1]:.2f} times in a convolutional one"
     )
+    details = f"{dearest} norm costs most in the dense one: {relative(dense_, dearest):.2f} times"
     reproduced = "yes" if max(ratios) > 1.05 else "no"
-    return Finding("i", "cost", title, "A norm costs a noticeable part of a step", reproduced)
+    return Finding("i", "cost", title, details, "A norm costs a noticeable part of a step", reproduced)
 
 
 def cost_columns(found: Cost) -> Columns:

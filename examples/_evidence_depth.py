@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _evidence_net import (
-    FAST_COMPILATION,
     BATCH,
+    FAST_COMPILATION,
     GROUP,
     LAYER,
     NONE,
@@ -24,7 +24,7 @@ from _evidence_net import (
     load,
     losses,
 )
-from _evidence_report import Band, Columns, Finding, seed_range
+from _evidence_report import Band, Columns, Finding, listed, seed_range
 from jax import Array
 
 DEPTH = 32
@@ -78,14 +78,18 @@ def depth_finding(found: Depth) -> Finding:
     default, he = found.gradients.values()
     ratios = {name: first_to_last(band) for name, band in default.items()}
     title = (
-        f"At {DEPTH} layers the first layer's gradient is {default['none'].mean[0]:.0e} without a norm "
-        f"({he['none'].mean[0]:.1g} with He's weights) and {default['batch'].mean[0]:.0f} with batch norm, where it "
-        f"grows {ratios['batch']:.0f} times from the last layer to the first; with layer norm the ratio is "
-        f"{ratios['layer']:.1g}"
+        f"From the last of {DEPTH} layers to the first gradients change by a factor of {ratios['batch']:.2g} "
+        f"with batch norm, {ratios['layer']:.1g} with layer norm and {ratios['none']:.1g} without a norm"
+    )
+    sizes = {name: f"{band.mean[0]:.1g}" for name, band in default.items()}
+    he_sizes = {name: f"{band.mean[0]:.1g}" for name, band in he.items()}
+    details = (
+        f"norm of the first layer's gradient: {listed(sizes, list(sizes))}; "
+        f"with He's weights: {listed(he_sizes, list(he_sizes))}"
     )
     reproduced = "yes" if 0.1 < ratios["batch"] < 10 else "no"
     claim = "Batch norm keeps gradients of one size at every depth"
-    return Finding("e", "gradients by depth", title, claim, reproduced)
+    return Finding("e", "gradients by depth", title, details, claim, reproduced)
 
 
 def depth_columns(found: Depth) -> Columns:

@@ -58,17 +58,21 @@ def noise_finding(found: Noise) -> Finding:
     wrong = {size: float(found.error[norm.name].mean) for size, norm in GHOSTS.items()}
     best = min(wrong, key=lambda size: wrong[size])
     fewest = min(GHOSTS)
+    texts = {size: f"{percent(wrong[size])} (gap of the losses {gaps[size]:.2f})" for size in GHOSTS}
     title = (
-        f"Statistics of {best} samples give a test error of {percent(wrong[best])} and a gap of {gaps[best]:.2f} "
-        f"nats; of all {BATCH_SIZE}: {percent(wrong[BATCH_SIZE])} and {gaps[BATCH_SIZE]:.2f}; of {fewest}: "
-        f"{percent(wrong[fewest])} and {gaps[fewest]:.2f}; without a norm "
-        f"{percent(float(found.error['none'].mean))} and {float(found.gap['none'].mean):.2f}"
+        f"Test error is least with statistics of {best} samples: {texts[best]}; "
+        f"of all {BATCH_SIZE}: {texts[BATCH_SIZE]}; of {fewest}: {texts[fewest]}"
+    )
+    details = "without batch norm: " + ", ".join(
+        f"{norm} {percent(float(found.error[norm].mean))} ({float(found.gap[norm].mean):.2f})"
+        for norm in ("none", "layer")
     )
     name = GHOSTS[best].name
     smaller_gap = found.gap[name].high < found.gap["batch"].low
     better_test = found.error[name].high < found.error["batch"].low
     reproduced = "yes" if smaller_gap and better_test else "partly" if smaller_gap or better_test else "no"
-    return Finding("f", "regularizing noise", title, "The noise of batch statistics regularizes", reproduced)
+    claim = "The noise of batch statistics regularizes"
+    return Finding("f", "regularizing noise", title, details, claim, reproduced)
 
 
 def noise_columns(found: Noise) -> Columns:

@@ -36,7 +36,7 @@ def new_figure(
     figure = Figure(figsize=(8, 4), layout="constrained", facecolor="white")
     axes = list(figure.subplots(1, panels, sharey=sharey, squeeze=False)[0])
     figure.suptitle(textwrap.fill(finding.title, 100), x=0.01, ha="left", fontsize=10.5)
-    figure.supxlabel(note, fontsize=8, color=GREY)
+    figure.supxlabel(textwrap.fill(note, 120), fontsize=8, color=GREY)
     return figure, axes
 
 

@@ -44,7 +44,7 @@ def plot_noise(found: Noise) -> Figure:
 
 def plot_batches(found: Batches) -> Figure:
     note = (
-        f"4 hidden layers, {EPOCHS} epochs, best of 3 rates by validation; ghosts of 8 samples (below 16: batch norm); "
+        f"4 hidden layers, {EPOCHS} epochs, best of 3 rates by validation; ghosts of 8 samples; "
         f"bands: {found.seeds} seeds, smallest to largest"
     )
     figure, (panel,) = new_figure(batches_finding(found), note=note)

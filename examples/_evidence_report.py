@@ -14,6 +14,7 @@ class Finding(NamedTuple):
     letter: str  # as in the documentation: a to i
     subject: str
     title: str  # the finding in a sentence, written from the measured numbers
+    details: str  # more numbers, for the table alone
     claim: str  # what is usually said of batch norm
     reproduced: str  # yes, partly or no
 
@@ -40,6 +41,11 @@ def standard_error(values: np.ndarray, axis: int) -> Band:
     mean = values.mean(axis)
     error = values.std(axis, ddof=1) / np.sqrt(values.shape[axis])
     return Band(mean, mean - error, mean + error)
+
+
+def listed(values: Mapping[str, str], names: Sequence[str]) -> str:
+    """The norms `names`, each with its text of `values`."""
+    return ", ".join(f"{'RMS' if name == 'rms' else name} {values[name]}" for name in names)
 
 
 def percent(value: float) -> str:

@@ -21,12 +21,13 @@ from _evidence_net import (
     make_runs,
     train_all,
 )
-from _evidence_report import Band, Columns, Finding, percent, seed_range
+from _evidence_report import Band, Columns, Finding, listed, percent, seed_range
 
 DEPTH = 8
 EPOCHS = 12
 BATCH_SIZE = 64
 NORMS = (NONE, BATCH, LAYER, GROUP, RMS)
+OTHERS = ("layer", "group", "rms")
 RATES = 0.002 * 2.0 ** np.arange(13)
 GAINS = 2.0 ** np.arange(-6, 7)
 GOAL = 0.05  # test error that (a) counts the epochs to
@@ -109,14 +110,16 @@ def convergence_finding(training: Training) -> Finding:
     epochs = {name: epochs_to_goal(band) for name, band in bands.items()}
     batch, none = epochs["batch"], epochs["none"]
     texts = {name: f"{n} epochs" if n else f"not in {EPOCHS}" for name, n in epochs.items()}
-    others = ", ".join(f"{name} {texts[name]}" for name in ("layer", "group", "rms"))
+    final = {name: percent(float(band.mean[-1])) for name, band in bands.items()}
     title = (
-        f"At its best rate batch norm reaches {GOAL:.0%} test error after {texts['batch']}, without a norm "
-        f"{texts['none']} ({others}); final error {percent(float(bands['batch'].mean[-1]))} against "
-        f"{percent(float(bands['none'].mean[-1]))}"
+        f"At its best rate batch norm reaches {GOAL:.0%} test error after {texts['batch']}, "
+        f"without a norm {texts['none']}"
     )
+    details = f"{listed(texts, OTHERS)}; final error {listed(final, list(final))}"
     faster = batch is not None and (none is None or batch < none)
-    return Finding("a", "convergence", title, "Batch norm trains in fewer steps", "yes" if faster else "no")
+    return Finding(
+        "a", "convergence", title, details, "Batch norm trains in fewer steps", "yes" if faster else "no"
+    )
 
 
 # ------------------------------------------------------------------- (b) and (c)
@@ -152,13 +155,15 @@ def rates_finding(training: Training) -> Finding:
     rates = {name: trained(band, RATES) for name, band in bands.items()}
     largest = {name: values.max(initial=0.0) for name, values in rates.items()}
     ratio = largest["batch"] / largest["none"] if largest["none"] else np.inf
-    others = ", ".join(f"{name} {largest[name]:.2g}" for name in ("layer", "group", "rms"))
     title = (
         f"Batch norm trains at rates up to {largest['batch']:.2g}, {ratio:.0f} times the largest without a "
-        f"norm, {largest['none']:.2g} ({others})"
+        f"norm, {largest['none']:.2g}"
     )
+    details = listed({name: f"{rate:.2g}" for name, rate in largest.items()}, OTHERS)
     reproduced = "yes" if ratio > 2 else "no"
-    return Finding("b", "learning rates", title, "Batch norm allows higher learning rates", reproduced)
+    return Finding(
+        "b", "learning rates", title, details, "Batch norm allows higher learning rates", reproduced
+    )
 
 
 def gains_finding(training: Training) -> Finding:
@@ -166,16 +171,14 @@ def gains_finding(training: Training) -> Finding:
     bands = final_errors(training.by_gain, training.seeds)
     gains = {name: trained(band, GAINS) for name, band in bands.items()}
     spans = {name: span(values) for name, values in gains.items()}
-    others = ", ".join(f"{name} {interval(gains[name])}" for name in ("layer", "group", "rms"))
     everything = len(gains["batch"]) == len(GAINS)
     which = "every initial scale tried, " if everything else "initial scales "
-    title = (
-        f"At its best rate batch norm trains from {which}{interval(gains['batch'])}; without a norm "
-        f"{interval(gains['none'])} ({others})"
-    )
+    texts = {name: interval(values) for name, values in gains.items()}
+    title = f"At its best rate batch norm trains from {which}{texts['batch']}; without a norm {texts['none']}"
+    details = f"{listed(texts, OTHERS)}; on a grid of powers of two"
     reproduced = "no" if spans["batch"] <= 2 * spans["none"] else "yes" if everything else "partly"
     claim = "Batch norm makes the scale of the initial weights irrelevant"
-    return Finding("c", "initial weights", title, claim, reproduced)
+    return Finding("c", "initial weights", title, details, claim, reproduced)
 
 
 # ------------------------------------------------------------------- (d)
@@ -229,8 +232,9 @@ def quantiles_finding(found: Quantiles) -> Finding:
         f"norm receives moves by {before:.1f}, and what it returns by {after:.1f}"
     )
     reproduced = "no" if after >= without else "partly" if before >= 0.8 * without else "yes"
+    details = "medians of the last hidden layer, from their least to their largest value"
     claim = "Batch norm keeps the distribution of a layer's inputs steady"
-    return Finding("d", "shifting distributions", title, claim, reproduced)
+    return Finding("d", "shifting distributions", title, details, claim, reproduced)
 
 
 def quantiles_columns(found: Quantiles) -> Columns:
