@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnorm._base.collectives import explained, named, with_groups
 from jaxnorm._base.messages import calling, error, public
-from jaxnorm._base.options import VALUES, decay, traced
+from jaxnorm._base.options import VALUES, alpha, decay, traced
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,11 +23,12 @@ Static: TypeAlias = tuple[tuple[str, type, Any], ...]
 STATIC = {
     *("axis", "feature_axis", "reduction_axes", "axis_name", "axis_index_groups"),
     *("num_groups", "group_size", "num_ghosts", "num_features", "size", "ord", "iterations"),
-    *("unbiased", "keepdims", "zero_centered_scale", "norm_before_gate"),
+    *("unbiased", "keepdims", "zero_centered_scale", "norm_before_gate", "output_axis", "groups"),
 }
 
 # A layer's fields that hold the value of an option.
-FIELDS = {"momentum": decay, **{name: check for name, check in VALUES.items() if name != "decay"}}
+FIELDS = {name: check for name, check in VALUES.items() if name != "decay"}
+FIELDS |= {"momentum": decay, "blend": alpha}
 
 
 def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callable[P, R]:
@@ -89,7 +90,7 @@ def compiled_method(function: Callable[P, R]) -> Callable[P, R]:
         miscalled = _miscalled(args[1:], options, positional)
         if miscalled or not all(map(_is_array, leaves)) or not _hashable(static):
             return function(*args, **options)
-        with calling(type(layer).__name__, {"decay": "momentum"}):
+        with calling(type(layer).__name__, {"decay": "momentum", "alpha": "blend"}):
             for name, check in FIELDS.items():
                 if isinstance(value := vars(layer).get(name), jax.Array):
                     check(value)

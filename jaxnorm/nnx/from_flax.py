@@ -58,7 +58,7 @@ def convert(model: Any) -> shared.Swapped:
     True
     """
     swapped, chosen = shared.Swapped(), []
-    for path, module in _modules("convert", model):
+    for path, module in _modules(model):
         cls, reason = shared.choose(module, _NORMS)
         if cls or reason:
             swapped.add(path, type(module).__name__, reason)
