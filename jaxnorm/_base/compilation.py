@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnorm._base.collectives import explained, named, with_groups
 from jaxnorm._base.messages import calling, error, public
-from jaxnorm._base.options import VALUES, decay, traced
+from jaxnorm._base.options import VALUES, alpha, decay, traced
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,7 +27,8 @@ STATIC = {
 }
 
 # A layer's fields that hold the value of an option.
-FIELDS = {"momentum": decay, **{name: check for name, check in VALUES.items() if name != "decay"}}
+FIELDS = {name: check for name, check in VALUES.items() if name != "decay"}
+FIELDS |= {"momentum": decay, "blend": alpha}
 
 
 def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callable[P, R]:
@@ -87,12 +88,19 @@ def compiled_method(function: Callable[P, R]) -> Callable[P, R]:
         leaves, structure = jax.tree.flatten(layer)
         static, arrays = _static_and_arrays(args[1:], options, positional)
         miscalled = _miscalled(args[1:], options, positional)
-        if miscalled or not all(map(_is_array, leaves)) or not _hashable(static):
+        fields = {name: vars(layer).get(name) for name in FIELDS}
+        # nnx takes a traced field for a part of the structure, which is static here and must not be traced
+        if (
+            miscalled
+            or not all(map(_is_array, leaves))
+            or not _hashable(static)
+            or any(map(traced, fields.values()))
+        ):
             return function(*args, **options)
-        with calling(type(layer).__name__, {"decay": "momentum"}):
-            for name, check in FIELDS.items():
-                if isinstance(value := vars(layer).get(name), jax.Array):
-                    check(value)
+        with calling(type(layer).__name__, {"decay": "momentum", "alpha": "blend"}):
+            for name, value in fields.items():
+                if isinstance(value, jax.Array):
+                    FIELDS[name](value)
         with _jet_explained(arrays, type(layer).__name__):
             return program(structure, static, tuple(arrays), leaves, tuple(arrays.values()))
 

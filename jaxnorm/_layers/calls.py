@@ -22,8 +22,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import TINY, is_float8, promoted
-from jaxnorm._base.collectives import with_groups
+from jaxnorm._base.collectives import named, with_groups
 from jaxnorm._base.messages import calling
+from jaxnorm._layers import watching
 
 Axes = int | Sequence[int]
 Shape = tuple[int, ...]
@@ -69,13 +70,18 @@ def normalize(
         options |= {"where": where(mask, weights), **({} if initializing else devices(layer))}
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # its parameters are complex
+    if watching.on() and not state:
+        watching.tell_input(layer, x, options.get("where"), parameters)
     with calling(type(layer).__name__, words(layer, mask)):
         return layer.normalize(x, *state, **options)
 
 
 def devices(layer: Any) -> dict[str, Any]:
-    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name."""
-    if layer.axis_name is None:
+    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name.
+
+    `diagnose` may call a model outside of its devices: the batch is then whole.
+    """
+    if layer.axis_name is None or (watching.on() and not named(layer.axis_name).names):
         return {}
     with calling(type(layer).__name__):
         return {"axis_name": with_groups(layer.axis_name, layer.axis_index_groups)}
@@ -83,8 +89,9 @@ def devices(layer: Any) -> dict[str, Any]:
 
 def words(layer: Any, mask: Any = None) -> dict[str, str]:
     """A layer's words for the options of its function."""
-    features = "feature_axes" if hasattr(layer, "feature_axes") else "axis"
+    features = _features_option(layer)
     return {
+        "alpha": "blend",
         "where": "weights" if mask is None else "mask",
         "decay": "momentum",
         "train": "use_running_average",
@@ -108,8 +115,13 @@ def where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None
 
 
 def feature_axes(layer: Any) -> Axes:
-    """The axes that have parameters of their own: `feature_axes`, batch norm's `axis`, or the last."""
-    return getattr(layer, "feature_axes", getattr(layer, "axis", -1))
+    """The axes that have parameters of their own: batch norm's are `axis`, group norm's `feature_axis`."""
+    return getattr(layer, _features_option(layer), -1)
+
+
+def _features_option(layer: Any) -> str:
+    """The layer's name of the option that chooses them."""
+    return next((name for name in ("feature_axes", "feature_axis") if hasattr(layer, name)), "axis")
 
 
 def feature_shape(layer: Any, x: Array) -> Shape:
@@ -213,12 +225,16 @@ def groups(channels: int, num_groups: Any, group_size: Any, *, of: str = "channe
 
 def check_reduced(layer: Any, x: Array) -> None:
     """Flax's group norm is over the channels, too."""
-    reduced = layer.reduction_axes
-    if reduced is not None and x.ndim - 1 not in check.axes(reduced, x, "reduction_axes"):
-        raise ValueError(
-            "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
-            f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."
+    reduced, axis = layer.reduction_axes, layer.feature_axis
+    (channels,) = check.axes((axis,), x, "feature_axis")
+    if reduced is None or channels in check.axes(reduced, x, "reduction_axes"):
+        return
+    problem = f"The reduction axes must include feature_axis={axis}."
+    if axis == -1:  # Flax's sentence
+        problem = (
+            "The reduction axes must include the final dimension as this is assumed to be the feature axis."
         )
+    raise ValueError(f"GroupNorm: {problem} Got reduction_axes={reduced} for x, shape {x.shape}: add {axis}.")
 
 
 # ---------------------------------------------------------------- dtypes

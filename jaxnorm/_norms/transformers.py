@@ -15,7 +15,7 @@ from jaxnorm._base.messages import error, public
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
 from jaxnorm._norms.arguments import arguments, layer_axes, shared
-from jaxnorm._norms.sample import rms_norm
+from jaxnorm._norms.sample import rms_norm, split
 
 
 @compiled
@@ -24,6 +24,7 @@ def gated_rms_norm(
     gate: ArrayLike,
     *,
     norm_before_gate: bool = True,
+    group_size: int | None = None,
     axis: int | Iterable[int] = -1,
     feature_axis: int | Iterable[int] | None = None,
     scale: ArrayLike | None = None,
@@ -42,6 +43,8 @@ def gated_rms_norm(
 
     Args:
       gate: of x's shape, or any that broadcasts to it.
+      group_size: the mean square is that of each group of so many features, a divisor of the size of `axis`,
+        which is then one axis: on several devices that hold whole groups, no collective is needed. None: all.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -56,7 +59,14 @@ def gated_rms_norm(
     gate = check.broadcastable("gate", check.numbers("gate", gate), x)
     scale = check.affine("scale", scale, x, features)
     weights = check.weights(where, x)
-    dtype = dtype or x.dtype
+    dtype, shape, arrays = dtype or x.dtype, x.shape, (x, gate, scale, weights)
+    if group_size is not None:
+        if len(axes) != 1:
+            problem = f"group_size={group_size} splits one axis, and axis={axis} are {len(axes)}"
+            raise error(ValueError, problem, "choose one axis")
+        groups = check.groups(None, group_size, axes[0], x)
+        arrays = tuple(split(v, axes[0], groups) for v in arrays)
+        axes = (axes[0] + 1,)
 
     @remat
     def gated(x: Array, gate: Array, scale: Any, where: Any) -> Array:
@@ -68,7 +78,7 @@ def gated_rms_norm(
             x = times(x, factor)
         return rms_norm(x, axis=axes, **shared(scale, None, epsilon, where, axis_name, dtype))
 
-    return gated(x, gate, scale, weights)
+    return gated(*arrays).reshape(shape)
 
 
 @compiled
