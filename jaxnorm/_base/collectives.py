@@ -1,9 +1,8 @@
 """Devices: sums over named axes, in one collective, under every way that JAX has to name an axis."""
 
-import contextlib
 import math
 import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,11 +29,6 @@ class Names(NamedTuple):
     def names(self) -> tuple[Hashable, ...]:
         """All the axes."""
         return tuple(name for names, _ in self.sums for name in names)
-
-    @property
-    def grouped(self) -> tuple[tuple[tuple[Hashable, ...], Groups | None], ...]:
-        """The sums that stay within groups of devices."""
-        return tuple(entry for entry in self.sums if entry[1] is not None)
 
 
 @dataclass(frozen=True)
@@ -169,15 +163,19 @@ def _is_bound(name: Hashable) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def explained(over: Names) -> Iterator[None]:
-    """What JAX refuses, as errors that name the ways that work."""
-    try:
-        yield
-    except NotImplementedError:
-        if not over.grouped:
-            raise
-        ((names, groups), *_) = over.grouped
+def explain(raised: Exception, options: Mapping[str, Any], arrays: Sequence[Any]) -> None:
+    """Raise an error that names the ways that work, if JAX has refused what cannot be done.
+
+    Args:
+      raised: JAX's error.
+      options: of the call, or the fields of a layer.
+      arrays: of the call.
+    """
+    axis_name = with_groups(options.get("axis_name"), options.get("axis_index_groups"))
+    sums = named(axis_name).sums
+    grouped = [entry for entry in sums if entry[1] is not None]
+    if isinstance(raised, NotImplementedError) and grouped:
+        ((names, groups), *_) = grouped
         problem = f"axis_index_groups={groups}: JAX takes groups only under jax.pmap and under "
         problem += "jax.shard_map(check_vma=False)"
         remedy = (
@@ -185,14 +183,19 @@ def explained(over: Names) -> Iterator[None]:
         )
         remedy += "the inner one as axis_name"
         raise error(ValueError, problem, remedy) from None
-    except AssertionError:
-        here = jax.sharding.get_abstract_mesh().axis_names
-        inner = [name for name in over.names if name not in here]
-        if not here or not inner:
-            raise
+    here = jax.sharding.get_abstract_mesh().axis_names
+    inner = [name for names, _ in sums for name in names if name not in here]
+    if isinstance(raised, AssertionError) and here and inner:
         problem = f"axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
         problem += "jax.shard_map(check_vma=False) only"
         raise error(ValueError, problem, "use that, or reduce that axis as an axis of x") from None
+    if any(type(v).__name__ == "JetTracer" for v in arrays):
+        problem = (
+            "jax.experimental.jet has no rule for jax.checkpoint, which keeps the memory of the backward "
+        )
+        problem += "pass small"
+        remedy = "take higher derivatives by jax.jvp of jax.jvp, or by jax.hessian"
+        raise error(NotImplementedError, problem, remedy) from raised
 
 
 def size(over: Names) -> int:

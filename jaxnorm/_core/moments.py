@@ -84,8 +84,7 @@ def moments(
         shift = None if shift is None else shift.astype(wide(x.dtype))
         return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
 
-    with devices.explained(names):
-        m = by_sums(bounded(x), weights, shift)
+    m = by_sums(bounded(x), weights, shift)
     m = m if origin is None else m._replace(mean=m.mean + origin)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))
 
@@ -162,12 +161,11 @@ def combine(
         """The weighted sums over parts and devices."""
         return devices.psum(names, [jnp.sum(v, axes, keepdims=True) for v in values])
 
-    with devices.explained(names):
-        weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
-        shift = divide(first, weight)  # the mean, rounded
-        share = divide(parts.weight, weight)
-        d = choose(live, mean - shift, 0)
-        offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
+    weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
+    shift = divide(first, weight)  # the mean, rounded
+    share = divide(parts.weight, weight)
+    d = choose(live, mean - shift, 0)
+    offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
     m = Moments(shift + offset, variance(second, offset), weight)
     return Moments(*(jnp.squeeze(v, axes) for v in m))
 

@@ -246,8 +246,7 @@ def normalize(
     )
     r = Reduction(axes, names, centered, groups)
     spec = Spec(r, jnp.dtype(dtype or x.dtype), corrections, zero_centered_scale)
-    with devices.explained(names):
-        return by_own_moments(spec, bounded(x), *args)
+    return by_own_moments(spec, bounded(x), *args)
 
 
 def normalized(*args: Any, **options: Any) -> Array:

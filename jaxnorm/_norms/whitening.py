@@ -130,8 +130,7 @@ def decorrelated_batch_norm(
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
         weighed = choose(w != 0, c, 0) * w
         total = einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
-        with devices.explained(names):
-            (total,) = devices.psum(names, [total])
+        (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
 
     @remat

@@ -12,7 +12,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers.calls import Axes, Initializer
 from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, normalized, promoted
@@ -21,7 +21,7 @@ from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, normalized, pro
 class _Norm(Layer):
     """The call of all of them but RMS norm."""
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -105,7 +105,7 @@ class RMSNorm(Layer, nnx.RMSNorm):
     def __post_init__(self, rngs: nnx.Rngs, scale_metadata: Metadata) -> None:
         super().__post_init__(rngs, NO_METADATA, scale_metadata)
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
