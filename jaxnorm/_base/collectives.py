@@ -2,18 +2,21 @@
 
 import math
 import operator
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 
 from jaxnorm._base.arithmetic import common
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import alike
 
+# A name, an `IfBound`, an `InGroups`, several of them, or None.
+AxisName: TypeAlias = Hashable | Sequence[Hashable]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]  # of device numbers along an axis
 
 
@@ -99,7 +102,7 @@ class InGroups:
             object.__setattr__(self, "name", tuple(self.name))
 
 
-def with_groups(axis_name: Any, axis_index_groups: Any) -> Any:
+def with_groups(axis_name: AxisName, axis_index_groups: Iterable[Iterable[int]] | None) -> AxisName:
     """Flax's two arguments as one axis name."""
     if axis_index_groups is None:
         return axis_name
@@ -109,7 +112,7 @@ def with_groups(axis_name: Any, axis_index_groups: Any) -> Any:
     return InGroups(axis_name, axis_index_groups)
 
 
-def bound(axis_name: Any, *, option: str = "axis_name") -> Names:
+def bound(axis_name: AxisName, *, option: str = "axis_name") -> Names:
     """The axes that names stand for, without those of an `IfBound` that are missing.
 
     Args:
@@ -127,7 +130,7 @@ def bound(axis_name: Any, *, option: str = "axis_name") -> Names:
     return named(axis_name)
 
 
-def named(axis_name: Any) -> Names:
+def named(axis_name: AxisName) -> Names:
     """The axes of these names that are bound."""
     plain, grouped = [], []
     for entry in _entries(axis_name):
@@ -140,7 +143,7 @@ def named(axis_name: Any) -> Names:
     return Names((*([(tuple(plain), None)] if plain else []), *grouped))
 
 
-def _entries(axis_name: Any) -> Iterator[Any]:
+def _entries(axis_name: AxisName) -> Iterator[Any]:
     """Names, IfBound and InGroups, out of nested tuples of them."""
     if isinstance(axis_name, tuple | list):
         for entry in axis_name:
@@ -149,7 +152,7 @@ def _entries(axis_name: Any) -> Iterator[Any]:
         yield axis_name
 
 
-def _each_name(axis_name: Any) -> Iterator[Any]:
+def _each_name(axis_name: AxisName) -> Iterator[Any]:
     """Names and IfBound, those of groups too."""
     for entry in _entries(axis_name):
         yield from _each_name(entry.name) if isinstance(entry, InGroups) else (entry,)
@@ -226,12 +229,12 @@ def _psum(over: Names, v: Array) -> Array:
     return v
 
 
-def varying(*values: Any) -> frozenset[Any]:
+def varying(*values: Array | ShapedArray | None) -> frozenset[Any]:
     """The manual mesh axes that arrays, or types, vary over: none outside of shard_map(check_vma=True)."""
     names: frozenset[Any] = frozenset()
     for v in values:
         if v is not None:
-            kind = v if isinstance(v, jax.core.ShapedArray) else jax.typeof(v)
+            kind = v if isinstance(v, ShapedArray) else jax.typeof(v)
             manual = getattr(kind, "manual_axis_type", None)  # jax >= 0.10
             names |= manual.varying if manual is not None else getattr(kind, "vma", frozenset())
     return names

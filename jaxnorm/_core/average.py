@@ -76,14 +76,6 @@ def _with_axes_of(v: Array, weight: Array) -> Array:
     return weight.reshape(weight.shape + (1,) * (v.ndim - weight.ndim))
 
 
-def finite_or_unseen(state: Any) -> Any:
-    """`state` with weight 0 where any field is not finite, so that it is not averaged."""
-    good = jnp.asarray(True)
-    for field in state:
-        good &= jnp.isfinite(field)
-    return state._replace(weight=choose(good, state.weight, 0))
-
-
 def _check_states(old: Any, new: Any) -> None:
     """Two states of one kind, whose weight's shape is a prefix of every other field's."""
     for name, state in (("old", old), ("new", new)):

@@ -1,7 +1,6 @@
 """Moments: what a normalizer knows. Moments combine by the law of total variance."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,15 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
-from jaxnorm._base.arithmetic import abs2, choose, common, wide
+from jaxnorm._base.arithmetic import abs2, choose, common, divide, wide
+from jaxnorm._base.collectives import AxisName
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import public
 from jaxnorm._base.sharding import alike, fitted
 from jaxnorm._core.normalize import moments_of
-from jaxnorm._core.recompute import bounded, keep_sums
+from jaxnorm._core.recompute import bounded, save_residuals
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.statistics import divide, statistics, usable, variance
+from jaxnorm._core.statistics import statistics, usable, variance
 from jaxnorm._core.types import Moments as Moments
 from jaxnorm._xla.reads import Reads
 
@@ -30,7 +30,7 @@ def moments(
     where: ArrayLike | None = None,
     about: ArrayLike | None = None,
     pivot: ArrayLike | None = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     keepdims: bool = False,
 ) -> Moments:
     """Moments of x over `axis`, in float32 or wider.
@@ -79,7 +79,7 @@ def moments(
         origin = fitted(about, x).astype(wide(x.dtype))
         x = x.astype(origin.dtype) - origin
 
-    @keep_sums
+    @save_residuals
     def by_sums(x: Array, where: Array | None, shift: Array | None) -> Moments:
         shift = None if shift is None else shift.astype(wide(x.dtype))
         return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
@@ -122,7 +122,7 @@ def combine(
     parts: Moments,
     axis: int | Iterable[int] | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
 ) -> Moments:
     """Moments of the union of many samples: stacked on `axis`, or one on each device of `axis_name`.
 

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxnorm._base import collectives as devices
-from jaxnorm._base.arithmetic import abs2, choose, times
+from jaxnorm._base.arithmetic import abs2, choose, divide, times
 from jaxnorm._base.sharding import as_sums
-from jaxnorm._core.recompute import kept
+from jaxnorm._core.recompute import residual
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.shift import rounded, slice_mean
 from jaxnorm._xla.guess import sums_about_a_guess
@@ -78,13 +79,13 @@ def _sums(
     """
     unit = _unit(r, reads.x.shape)
 
-    def first(x: Array, s: Any, w: Any) -> Array:
+    def first(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, _minus(x, s)))
 
-    def second(x: Array, s: Any, w: Any) -> Array:
+    def second(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, abs2(_minus(x, s)))) * unit**2
 
-    def second_in_units(x: Array, s: Any, w: Any) -> Array:
+    def second_in_units(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, abs2(_minus(x, s) * unit)))
 
     wanted = {Read.SUM: first, Read.SQUARES: second} if r.centered else {Read.SQUARES: second}
@@ -151,7 +152,7 @@ def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Ar
     return totals[0], totals[-1], shift if r.centered else None
 
 
-def _sum_of_mask(r: Reduction, where: Array, shape: Any, dtype: Any) -> Array:
+def _sum_of_mask(r: Reduction, where: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
     """The sum of weights over the elements of x, of this shape, that they are broadcast to: [*stats]."""
     repeats = math.prod(shape[a] for a in r.axes if where.shape[a] == 1)
     return r.pool(r.sum(where.astype(dtype)) * repeats, shape)
@@ -175,7 +176,7 @@ def positive(where: Array) -> Array:
 
 def named(r: Reduction, *vs: Array) -> list[Array]:
     """Small arrays, [*stats], kept for the backward pass without axes of size 1, which a TPU pads."""
-    return [jnp.expand_dims(kept(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
+    return [jnp.expand_dims(residual(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
 
 
 def variance(second: Array, offset: Array | None) -> Array:
@@ -185,13 +186,6 @@ def variance(second: Array, offset: Array | None) -> Array:
     square = abs2(offset)
     var = second - square
     return choose(var <= 2.0**-22 * square, 0, var)
-
-
-def divide(total: Array, weight: Any) -> Array:
-    """total / weight; an empty sample has no average, so that 0 / 0 is 0."""
-    if not isinstance(weight, Array):
-        return total / jnp.asarray(weight, total.dtype) if weight != 0 else jnp.zeros_like(total)
-    return total / choose(weight > 0, weight, 1).astype(total.dtype)
 
 
 def _minus(x: Array, shift: Array | None) -> Array:

@@ -7,6 +7,7 @@ renorm         batch renorm and ghost batch norm: small batches
 banks          one state for every domain or time step; a state blended with the batch
 switchable     a learned mixture of three moments
 whitening      a covariance instead of variances
+roots          inverse square roots of covariances
 conditional    scale and bias by a label, a style, a map
 transformers   gated, partial and query-key RMS norm, and what stands in for a norm
 responses      a response divided by a norm of its neighbours

@@ -12,7 +12,7 @@ and partitions programs that use them as it does those without.
 
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ class Reads:
         *small: Array | None,
         at: Array | None = None,
         value: Array | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> Array:
         """f(x, *small) in a loop of its own; the derivative by each argument is a loop of its own, too.
 
@@ -68,19 +68,21 @@ class Reads:
           dtype: of the result; None: as f returns it.
         """
 
-        def arguments(number: int, x: Array, small: Any) -> list[Any]:
+        def arguments(number: int, x: Array, small: Sequence[Array | None]) -> list[Any]:
             return [_apart(x, number, self.dtype), *(_apart(v, number, _like(v, self.dtype)) for v in small)]
 
         # Before the reads: XLA:CPU makes of a product with a converted mask a select, and writes that out.
         small = tuple(v.astype(self.x.dtype) if v is not None and v.dtype == bool else v for v in small)
 
         @jax.custom_jvp
-        def evaluate(x: Array, clean: Array, value: Any, tangent: Array, *small: Any) -> Array:
+        def evaluate(
+            x: Array, clean: Array, value: Array | None, tangent: Array, *small: Array | None
+        ) -> Array:
             y = f(*arguments(read, x, small)) if value is None else value
             return y if dtype is None else y.astype(dtype)
 
         @functools.partial(evaluate.defjvp, symbolic_zeros=True)
-        def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        def _(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
             """JAX's own derivative of f, by one argument at a time, each in a read of its own."""
             _, clean, _, _, *small = primals
             y, parts = evaluate(*primals), []
@@ -90,7 +92,7 @@ class Reads:
                 at = arguments(read + 3 + i, clean, small)
                 tangent = tangent.astype(at[i].dtype)
 
-                def by_one(v: Array, at: Any = at, i: int = i) -> Array:
+                def by_one(v: Array, at: Sequence[Any] = at, i: int = i) -> Array:
                     return f(*at[:i], v, *at[i + 1 :])
 
                 parts.append(jax.jvp(by_one, (at[i],), (tangent,))[1])
@@ -144,11 +146,11 @@ _written = Primitive(
 )  # the identity. The transpose swaps the direction that is written.
 
 
-def _fan_everywhere(*vs: Array, n: int, dtype: Any, first: int) -> list[Array]:
+def _fan_everywhere(*vs: Array, n: int, dtype: DTypeLike, first: int) -> list[Array]:
     return [functools.reduce(lax.add, vs).astype(dtype)] * n
 
 
-def _fan_on_cpu(*vs: Array, n: int, dtype: Any, first: int) -> list[Array]:
+def _fan_on_cpu(*vs: Array, n: int, dtype: DTypeLike, first: int) -> list[Array]:
     if len(vs) > 1:
         return _fan_everywhere(*vs, n=n, dtype=dtype, first=first)
     (v,), out = vs, []
@@ -178,19 +180,19 @@ def _larger(u: Array, v: Array) -> Array:
     return lax.select(lax.gt(lax.real(u), lax.real(v)) if u.dtype.kind == "c" else lax.gt(u, v), u, v)
 
 
-def _fan_transpose(cts: Any, *vs: Any, n: int, dtype: Any, first: int) -> list[Any]:
+def _fan_transpose(cts: Sequence[Any], *vs: Any, n: int, dtype: DTypeLike, first: int) -> list[Any]:
     cts = [ct for ct in cts if type(ct) is not ad.Zero]
     if not cts:
         return [ad.Zero(v.aval) for v in vs]
     return _fan.bind(*cts, n=len(vs), dtype=vs[0].aval.dtype, first=first if len(vs) == 1 else 1)
 
 
-def _fan_jvp(primals: Any, tangents: Any, **how: Any) -> Any:
+def _fan_jvp(primals: Sequence[Array], tangents: Sequence[Any], **how: Any) -> Any:
     given = [t for t in tangents if type(t) is not ad.Zero]
     return _fan.bind(*primals, **how), _fan.bind(*given, **how)
 
 
-def _fan_batch(args: Any, dims: Any, **how: Any) -> Any:
+def _fan_batch(args: Sequence[Array], dims: Sequence[int | None], **how: Any) -> Any:
     size = next(v.shape[d] for v, d in zip(args, dims, strict=True) if d is not None)
     front = [
         jnp.broadcast_to(v, (size, *v.shape)) if d is None else jnp.moveaxis(v, d, 0)
