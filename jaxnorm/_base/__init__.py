@@ -9,5 +9,4 @@ exported      states as arguments and results of functions that `jax.export` wri
 messages      the words of an error: those of what the user called
 options       checks of the values of options: epsilon, decay, train
 sharding      arrays on a mesh whose axes are Explicit
-trees         a function over the chosen leaves of a tree of parameters
 """

@@ -119,26 +119,15 @@ def bound(axis_name: AxisName, *, option: str = "axis_name") -> Names:
       axis_name: a name, an `IfBound`, an `InGroups`, a tuple of them, or None.
       option: the option that `axis_name` was given as.
     """
-    for name in _each_name(axis_name):
-        if not isinstance(name, IfBound) and not _is_bound(name):
-            remedy = (
-                f"call it inside jax.shard_map, jax.pmap or jax.vmap with that axis name, leave {option} "
-                f"out (plain jit with sharded arrays needs none), or give IfBound({name!r}), which is "
-                "local where the name is missing"
-            )
-            raise error(ValueError, f"{option}={name!r} is not bound here", remedy)
-    return named(axis_name)
-
-
-def named(axis_name: AxisName) -> Names:
-    """The axes of these names that are bound."""
-    plain, grouped = [], []
+    plain: list[Hashable] = []
+    grouped: list[tuple[tuple[Hashable, ...], Groups | None]] = []
     for entry in _entries(axis_name):
-        names = [name.name if isinstance(name, IfBound) else name for name in _each_name(entry)]
-        names = [name for name in names if _is_bound(name)]
-        if isinstance(entry, InGroups):
-            grouped += [(tuple(names), entry.groups)] if names else []
-        else:
+        in_groups = isinstance(entry, InGroups)
+        names = [name for name in _entries(entry.name if in_groups else entry) if _is_there(name, option)]
+        names = [name.name if isinstance(name, IfBound) else name for name in names]
+        if in_groups and names:
+            grouped.append((tuple(names), entry.groups))
+        elif not in_groups:
             plain += names
     return Names((*([(tuple(plain), None)] if plain else []), *grouped))
 
@@ -152,17 +141,19 @@ def _entries(axis_name: AxisName) -> Iterator[Any]:
         yield axis_name
 
 
-def _each_name(axis_name: AxisName) -> Iterator[Any]:
-    """Names and IfBound, those of groups too."""
-    for entry in _entries(axis_name):
-        yield from _each_name(entry.name) if isinstance(entry, InGroups) else (entry,)
-
-
-def _is_bound(name: Hashable) -> bool:
+def _is_there(name: Hashable, option: str) -> bool:
+    """Whether an axis name is bound; an error if it is not and is no `IfBound`."""
     try:
-        lax.axis_size(name)
+        lax.axis_size(name.name if isinstance(name, IfBound) else name)
     except NameError:
-        return False
+        if isinstance(name, IfBound):
+            return False
+        remedy = (
+            f"call it inside jax.shard_map, jax.pmap or jax.vmap with that axis name, leave {option} "
+            f"out (plain jit with sharded arrays needs none), or give IfBound({name!r}), which is "
+            "local where the name is missing"
+        )
+        raise error(ValueError, f"{option}={name!r} is not bound here", remedy) from None
     return True
 
 
@@ -174,8 +165,8 @@ def explain(raised: Exception, options: Mapping[str, Any], arrays: Sequence[Any]
       options: of the call, or the fields of a layer.
       arrays: of the call.
     """
-    axis_name = with_groups(options.get("axis_name"), options.get("axis_index_groups"))
-    sums = named(axis_name).sums
+    axis_name = options.get("axis_name")  # without one Flax's layers ignore groups
+    sums = () if axis_name is None else bound(with_groups(axis_name, options.get("axis_index_groups"))).sums
     grouped = [entry for entry in sums if entry[1] is not None]
     if isinstance(raised, NotImplementedError) and grouped:
         ((names, groups), *_) = grouped

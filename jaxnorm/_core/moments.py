@@ -69,6 +69,7 @@ def moments(
     weights = check.weights(where, x)
     names = devices.bound(axis_name)
     r = Reduction(axes, names, centered=about is None)
+    # the shape of the moments, and their sharding on an Explicit mesh, without computing anything
     sums = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
     shift = origin = None
     if pivot is not None:
@@ -77,6 +78,7 @@ def moments(
     if about is not None and not (isinstance(about, int | float) and about == 0):
         about = check.broadcastable("about", about, sums, "the moments")
         origin = fitted(about, x).astype(wide(x.dtype))
+        # moments about `about` are moments of x - about, about 0
         x = x.astype(origin.dtype) - origin
 
     @save_residuals
@@ -154,7 +156,7 @@ def combine(
         axis = 0 if axis_name is None else ()
     axes = check.axes(axis, parts.mean, of="parts.mean")
     names = devices.bound(axis_name)
-    live = parts.weight > 0
+    live = parts.weight > 0  # what an empty part holds may be NaN, and 0 * NaN is NaN
     mean, var = (choose(live, v, 0) for v in (parts.mean, parts.var))
 
     def total(*values: Array) -> list[Array]:
@@ -165,6 +167,8 @@ def combine(
     shift = divide(first, weight)  # the mean, rounded
     share = divide(parts.weight, weight)
     d = choose(live, mean - shift, 0)
+    # Exact: offset is what rounding has left of the mean, and the spread between the parts is E|d|^2 about
+    # the mean that has been rounded. Two collectives, as d needs the first one's result.
     offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
     m = Moments(shift + offset, variance(second, offset), weight)
     return Moments(*(jnp.squeeze(v, axes) for v in m))

@@ -39,7 +39,7 @@ Corrections = Callable[..., tuple[Array, Array]]
 
 
 class Spec(NamedTuple):
-    """What is static."""
+    """What is static: hashable, as JAX keys the traces of a jitted function by it."""
 
     reduction: Reduction
     dtype: Any  # of y
@@ -89,6 +89,7 @@ def _by_batch(
     m = moments_of(s)
     if spec.zero_centered_scale:
         scale = one_plus(scale)
+    # Without a mask `s.count` is a Python number, which decides here; with one, an array, used in `_output`.
     # One element is its own mean: y is the bias there, and its gradient 0, without rounding noise times rstd.
     alone = s.count == 1 if r.centered else False
     if where is None:
@@ -102,10 +103,14 @@ def _by_batch(
         mask = (where, r.expand(jnp.asarray(alone), x)) if r.centered else None
     shift, center, term = s.shift, None, None
     if s.shift is not None and s.offset is not None:
-        # In a constant sample, shift + offset is x to the last bit, and y then is the bias to the last bit.
+        # y = (x - shift) * factor + center, with center = -offset * factor, and not (x - mean) * factor: the
+        # mean as one float32 would lose the digits of x - mean where the mean is large beside the deviation.
+        # In a constant sample, though, shift + offset is x to the last bit, and y then is the bias to the
+        # last bit, whatever 1 / sqrt(epsilon) would make of a rounding error.
         rest = lax.stop_gradient(choose(s.var == 0, s.offset, 0))
         shift, center = s.shift + rest, times(rest - s.offset, factor)
     if spec.corrections is not None:
+        # constants of the derivative, as the paper of batch renorm has them
         ratio, term = lax.stop_gradient(spec.corrections(m, epsilon, *others))
         factor, center = times(factor, ratio), times(center, ratio)
     shift, factor, center, term = (r.expand(v, x) for v in (shift, factor, center, term))
@@ -170,9 +175,11 @@ def _output(
     """
     shape, small = reads.x.shape, a.factor.shape
     if small != shape:
+        # A scale of one value a feature and statistics of one value a row would make arrays as large as x:
+        # then they stay apart, and the loop over x multiplies twice.
         if all(v is None or jnp.broadcast_shapes(v.shape, small) != shape for v in (a.scale, a.bias)):
             a = a.combined(reads.dtype)
-        if mask is None:
+        if mask is None:  # with a mask, `center` is multiplied by it, and `term` is not
             a = a._replace(center=None, term=plus(a.center, a.term))
         shift, factor, center, term = materialize(a.shift, a.factor, a.center, a.term)
         a = Affine(shift, factor, center, term, a.scale, a.bias)

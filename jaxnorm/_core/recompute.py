@@ -50,7 +50,7 @@ def residual(values: Values) -> Values:
 
 def bias_if_empty(y: Array, weight: Array, bias: Array | None, where: Array | None) -> Array:
     """y, but the bias, or 0, in samples whose `weight` is 0, which a mask has left without any element."""
-    if where is None:
+    if where is None:  # without a mask a sample is empty only if x is
         return y
     return choose(weight > 0, y, 0 if bias is None else bias.astype(y.dtype))
 
@@ -85,11 +85,13 @@ def _bounded_jvp(largest: float, primals: tuple[Array], tangents: tuple[Array]) 
         limit = jnp.asarray(largest, dy.dtype)
         return lax.clamp(-limit, dy, limit)
 
+    # A custom_vjp would clamp, too, but refuses forward mode; JAX transposes this one as it is told.
     tangent = lax.custom_linear_solve(lambda v: v, tangents[0], lambda _, v: v, transpose_solve=clamp)
     return primals[0], tangent
 
 
 def root(v: Array) -> Array:
     """sqrt(v), whose derivative at 0 is 0."""
+    # The inner `where` keeps 0 from the derivative of sqrt, 1 / 0, which times 0 is NaN.
     positive = v > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, v, jnp.ones_like(v))), jnp.zeros_like(v))

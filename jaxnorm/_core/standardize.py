@@ -75,7 +75,8 @@ def unstandardize(
     y, m, scale, bias, least = _arguments("y", y, m, scale, bias, epsilon)
     out = dtype or y.dtype
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
+    # Reverse mode keeps y in its own dtype and recomputes the rest: a bfloat16 y leaves no float32 copy.
+    @partial(jax.checkpoint, prevent_cse=False)
     def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
         mean, var = mean_and_var(m)
         x = plus(y.astype(wide(y.dtype)), None if bias is None else -bias)

@@ -45,7 +45,9 @@ def statistics(
     """
     shape = reads.x.shape
     values: dict[Read, Array] = {}
+    # On an Explicit mesh x - shift has to be sharded as x is: a state that is sharded otherwise follows x.
     shift, guess = (None if v is None else as_sums(v, reads.x, r.axes) for v in (shift, guess))
+    # Across devices each would take its own branch, and masked sums need the masked mean as their shift.
     if guess is not None and shift is None and where is None and not r.names.names:
         shift, values = _about_a_guess(r, reads, guess)
     weight, count, shift = _weight_and_shift(r, reads, where, shift)
@@ -61,6 +63,8 @@ def statistics(
         filled = lax.stop_gradient(choose(mask, reads.x, s.astype(reads.x.dtype)))
         values = _sums(r, Reads(filled, filled), s, None, {})
     sums = materialize_cotangents(*_sums(r, reads, s, where, values).values())
+    # Pooled and summed over devices first: the residuals are of the size of the statistics, and the backward
+    # pass, which has them, needs no collective to compute them again.
     *first, second = named(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))
     offset = divide(first[0], weight) if r.centered else None
     second = divide(second, weight) / _unit(r, shape) ** 2
@@ -79,6 +83,8 @@ def _sums(
     """
     unit = _unit(r, reads.x.shape)
 
+    # Two sums, each a read of its own on a CPU, as XLA:CPU fuses one sum at a time. A GPU and a TPU fuse the
+    # two into one read of x.
     def first(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, _minus(x, s)))
 
@@ -110,7 +116,8 @@ def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> tuple[Array, dic
         return materialize(slice_mean(r, x))[0]
 
     def good(guess: Array, found: list[Array]) -> Array:
-        # The relative error of var is some 3e-7 * (1 + |offset|^2 / var). A NaN is not good.
+        # The relative error of var is some 3e-7 * (1 + |offset|^2 / var): here 1.5e-6 at most. A NaN is not
+        # good, as no comparison with it holds.
         first, second = (divide(v, n) for v in found)
         return jnp.all(variance(second / _unit(r, shape) ** 2, first) >= abs2(first) / 4)
 
@@ -134,26 +141,29 @@ def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Ar
     With a mask the shift is the masked mean, rounded: a slice may be masked as a whole.
     """
     x = reads.x
-    known = not r.centered or shift is not None
+    has_shift = shift is not None or not r.centered
     if where is None:
         count = r.points(x.shape) * devices.size(r.names)
-        if not known:
+        if not has_shift:
+            # Every device has a slice of its own. Their average is one shift for all, so that the sums about
+            # it may be added: one collective more than with a shift that is known before x is.
             (total,) = r.across_devices(slice_mean(r, lax.stop_gradient(x)))
             (shift,) = named(r, lax.stop_gradient(total / devices.size(r.names)))
         return count, count, shift if r.centered else None
     real = jnp.finfo(reads.dtype).dtype
     masks = [where] if where.dtype == jnp.bool_ else [where, positive(where)]
     totals = [_sum_of_mask(r, m, x.shape, real) for m in masks]
-    if not known:
+    if not has_shift:  # the sum of x goes into the collective of the weights
         totals.append(r.pool(reads(Read.SHIFT, lambda x, w: r.sum(_weighed(w, x)), where), x.shape))
     totals = r.across_devices(*totals)
-    if not known:
+    if not has_shift:
         (shift,) = named(r, lax.stop_gradient(divide(totals.pop(), totals[0])))
     return totals[0], totals[-1], shift if r.centered else None
 
 
 def _sum_of_mask(r: Reduction, where: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
     """The sum of weights over the elements of x, of this shape, that they are broadcast to: [*stats]."""
+    # A mask of one value a row, say, is summed as it is, and not after it is broadcast to the size of x.
     repeats = math.prod(shape[a] for a in r.axes if where.shape[a] == 1)
     return r.pool(r.sum(where.astype(dtype)) * repeats, shape)
 
@@ -185,6 +195,7 @@ def variance(second: Array, offset: Array | None) -> Array:
         return second
     square = abs2(offset)
     var = second - square
+    # Each of the two is rounded, by some 2^-24 of itself: less than 2^-22 of them is nothing but rounding.
     return choose(var <= 2.0**-22 * square, 0, var)
 
 

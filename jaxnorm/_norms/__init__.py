@@ -16,5 +16,6 @@ inputs         series, observations, targets
 lengths        vectors of a given length
 weights        weights normalized like activations
 spectral       weights by their largest singular value
+trees          a function over the chosen leaves of a tree of parameters
 groups         groups of channels that may be spread over devices
 """

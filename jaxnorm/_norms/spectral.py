@@ -13,8 +13,8 @@ from jaxnorm._base.arithmetic import abs2, choose, divide, wide
 from jaxnorm._base.exported import exportable
 from jaxnorm._base.messages import error, public
 from jaxnorm._base.sharding import replicated, state_as, whole
-from jaxnorm._base.trees import Select, mapped
 from jaxnorm._core.recompute import remat, residual, root
+from jaxnorm._norms.trees import Select, mapped
 
 
 @exportable

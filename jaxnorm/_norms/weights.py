@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import times, wide
 from jaxnorm._base.messages import public
-from jaxnorm._base.trees import Select, mapped
 from jaxnorm._core.moments import moments
 from jaxnorm._core.normalize import normalize_by
 from jaxnorm._core.recompute import remat, residual, root
 from jaxnorm._norms.arguments import arguments
+from jaxnorm._norms.trees import Select, mapped
 
 Axes = int | Iterable[int] | None
 
