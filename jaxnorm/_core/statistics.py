@@ -65,7 +65,7 @@ def statistics(
     sums = materialize_cotangents(*_sums(r, reads, s, where, values).values())
     # Pooled and summed over devices first: the residuals are of the size of the statistics, and the backward
     # pass, which has them, needs no collective to compute them again.
-    *first, second = named(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))
+    *first, second = residual_stats(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))
     offset = divide(first[0], weight) if r.centered else None
     second = divide(second, weight) / _unit(r, shape) ** 2
     return Statistics(shift, offset, variance(second, offset), weight, count)
@@ -123,7 +123,7 @@ def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> tuple[Array, dic
 
     finite = choose(jnp.abs(guess) <= LARGEST, guess, 0)
     shift, first, second = lax.stop_gradient(sums_about_a_guess(sums, near, good, x, finite))
-    return named(r, shift)[0], {Read.SUM: first, Read.SQUARES: second}
+    return residual_stats(r, shift)[0], {Read.SUM: first, Read.SQUARES: second}
 
 
 def _unit(r: Reduction, shape: Sequence[Any]) -> float:
@@ -148,7 +148,7 @@ def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Ar
             # Every device has a slice of its own. Their average is one shift for all, so that the sums about
             # it may be added: one collective more than with a shift that is known before x is.
             (total,) = r.across_devices(slice_mean(r, lax.stop_gradient(x)))
-            (shift,) = named(r, lax.stop_gradient(total / devices.size(r.names)))
+            (shift,) = residual_stats(r, lax.stop_gradient(total / devices.size(r.names)))
         return count, count, shift if r.centered else None
     real = jnp.finfo(reads.dtype).dtype
     masks = [where] if where.dtype == jnp.bool_ else [where, positive(where)]
@@ -157,7 +157,7 @@ def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Ar
         totals.append(r.pool(reads(Read.SHIFT, lambda x, w: r.sum(_weighed(w, x)), where), x.shape))
     totals = r.across_devices(*totals)
     if not has_shift:
-        (shift,) = named(r, lax.stop_gradient(divide(totals.pop(), totals[0])))
+        (shift,) = residual_stats(r, lax.stop_gradient(divide(totals.pop(), totals[0])))
     return totals[0], totals[-1], shift if r.centered else None
 
 
@@ -184,7 +184,7 @@ def positive(where: Array) -> Array:
     return where if where.dtype == jnp.bool_ else where > 0
 
 
-def named(r: Reduction, *vs: Array) -> list[Array]:
+def residual_stats(r: Reduction, *vs: Array) -> list[Array]:
     """Small arrays, [*stats], kept for the backward pass without axes of size 1, which a TPU pads."""
     return [jnp.expand_dims(residual(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
 
