@@ -1,6 +1,7 @@
 """jaxnorm: normalization for JAX. A norm is a choice of Moments, and Moments combine by one law.
 
-Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers.
+Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers, and
+`jaxnorm.population` what comes after training.
 """
 
 import importlib
@@ -64,14 +65,17 @@ __version__ = "0.1.0"
 if typing.TYPE_CHECKING:
     from jaxnorm import linen as linen
     from jaxnorm import nnx as nnx
+    from jaxnorm import population as population
+
+_ON_DEMAND = ("linen", "nnx", "population")
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Flax's layers, imported when they are asked for: `import jaxnorm` alone imports no Flax."""
-    if name in ("linen", "nnx"):
+    """A package, imported when it is asked for: `import jaxnorm` alone is fast and imports no Flax."""
+    if name in _ON_DEMAND:
         return importlib.import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "linen", "nnx"})
+    return sorted({*globals(), *_ON_DEMAND})

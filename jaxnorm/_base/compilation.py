@@ -24,7 +24,7 @@ Static: TypeAlias = tuple[tuple[Key, type, Any], ...]
 STATIC = {
     *("axis", "feature_axis", "reduction_axes", "axis_name", "axis_index_groups"),
     *("num_groups", "group_size", "num_ghosts", "num_features", "size", "ord", "iterations"),
-    *("unbiased", "keepdims", "zero_centered_scale", "norm_before_gate"),
+    *("unbiased", "keepdims", "zero_centered_scale", "norm_before_gate", "output_axis", "groups"),
 }
 
 # A layer's words for options whose values are checked.

@@ -1,12 +1,13 @@
 """What the layers that normalize the weights of another layer share."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 from jax import Array
 
-from jaxnorm._base.messages import calling
+from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import calls as layers
 from jaxnorm._norms import spectral as _spectral
 from jaxnorm._norms import weights as _weights
@@ -47,6 +48,17 @@ def is_matrix(layer: Any, v: Array) -> bool:
             "a matrix, or leave error_on_non_matrix out to flatten the leading axes."
         )
     return True
+
+
+def nothing_to_bake(remedy: str) -> ValueError:
+    """The error of `bake` where no weights are normalized."""
+    return error(ValueError, "the model has no WeightNorm and no SpectralNorm", remedy)
+
+
+def wrapped_elsewhere(places: Sequence[str]) -> ValueError:
+    """The error of `bake` for a layer that is in a wrapper and, at other places, in none."""
+    problem = f"a layer in a WeightNorm or SpectralNorm is elsewhere, too: {', '.join(sorted(places))}"
+    return error(ValueError, problem, "the other uses would change: bake a model with copies")
 
 
 def _every(*_: Any) -> bool:

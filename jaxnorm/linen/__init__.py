@@ -13,8 +13,11 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+After training, `fold` makes norms part of the layers beside them, and `bake` weight and spectral norm part of
+the weights.
 """
 
+from jaxnorm.linen.bake import bake as bake
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
 from jaxnorm.linen.conditional import SPADE as SPADE
 from jaxnorm.linen.conditional import AdaLayerNorm as AdaLayerNorm
@@ -40,6 +43,7 @@ from jaxnorm.linen.family_batch import InputNorm as InputNorm
 from jaxnorm.linen.family_batch import IterNorm as IterNorm
 from jaxnorm.linen.family_batch import RecurrentBatchNorm as RecurrentBatchNorm
 from jaxnorm.linen.family_batch import SwitchableNorm as SwitchableNorm
+from jaxnorm.linen.fold import fold as fold
 from jaxnorm.linen.freezing import freeze as freeze
 from jaxnorm.linen.freezing import norm_labels as norm_labels
 from jaxnorm.linen.freezing import unfreeze as unfreeze

@@ -15,8 +15,11 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+After training, `fold` makes norms part of the layers beside them, and `bake` weight and spectral norm part of
+the weights.
 """
 
+from jaxnorm.nnx.bake import bake as bake
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
 from jaxnorm.nnx.conditional import SPADE as SPADE
 from jaxnorm.nnx.conditional import AdaLayerNorm as AdaLayerNorm
@@ -42,6 +45,7 @@ from jaxnorm.nnx.family_batch import InputNorm as InputNorm
 from jaxnorm.nnx.family_batch import IterNorm as IterNorm
 from jaxnorm.nnx.family_batch import RecurrentBatchNorm as RecurrentBatchNorm
 from jaxnorm.nnx.family_batch import SwitchableNorm as SwitchableNorm
+from jaxnorm.nnx.fold import fold as fold
 from jaxnorm.nnx.freezing import freeze as freeze
 from jaxnorm.nnx.freezing import norm_labels as norm_labels
 from jaxnorm.nnx.freezing import unfreeze as unfreeze
