@@ -91,7 +91,7 @@ class Reads:
             for i, tangent in enumerate(tangents[3:]):  # by x, for which `tangent` stands, and by `small`
                 if tangent is None or isinstance(tangent, SymbolicZero):
                     continue
-                # Numbers that no forward read has: the sums about SHIFT are differentiated as if it was a
+                # Numbers that no forward read has: the sums about SHIFT are differentiated as if it were a
                 # constant, so that the least is that of SUM, 2 + 3, which is one more than OUTPUT.
                 at = arguments(read + 3 + i, clean, small)
                 tangent = tangent.astype(at[i].dtype)
