@@ -31,6 +31,7 @@ from jaxnorm._norms.evonorm import evonorm_s0 as evonorm_s0
 from jaxnorm._norms.inputs import input_norm as input_norm
 from jaxnorm._norms.inputs import pop_art as pop_art
 from jaxnorm._norms.inputs import reversible_norm as reversible_norm
+from jaxnorm._norms.instances import running_instance_norm as running_instance_norm
 from jaxnorm._norms.lengths import pixel_norm as pixel_norm
 from jaxnorm._norms.lengths import scale_norm as scale_norm
 from jaxnorm._norms.lengths import weight_demodulate as weight_demodulate

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxnorm._base.collectives import explain
 from jaxnorm._base.messages import calling, public
-from jaxnorm._base.options import VALUES, traced
+from jaxnorm._base.options import VALUES, alpha, traced
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +28,7 @@ STATIC = {
 }
 
 # A layer's words for options whose values are checked.
-WORDS = {"decay": "momentum"}
+WORDS = {"decay": "momentum", "alpha": "blend"}
 
 
 def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callable[P, R]:
@@ -43,7 +43,9 @@ def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callab
     """
     positional = list(inspect.signature(function).parameters)
     is_method = positional[0] == "self"
-    values = {WORDS.get(name, name) if is_method else name: f for name, f in (VALUES | checks).items()}
+    values = VALUES | checks
+    if is_method:
+        values = {WORDS.get(name, name): check for name, check in (VALUES | {"alpha": alpha}).items()}
     plain: Callable[..., Any] = function
 
     def program(static: Static, keys: Sequence[Key], arrays: Sequence[Any]) -> Any:

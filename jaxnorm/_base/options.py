@@ -73,18 +73,18 @@ def decay(value: ArrayLike) -> None:
     remedy = (
         "it is the fraction of the OLD average that is kept, 1 - PyTorch's momentum: choose, for example, "
     )
-    _fraction("decay", value, f"{remedy}0.99")
+    if not _is_number(value, lambda v: (v >= 0) & (v <= 1)):
+        problem = f"{option('decay')}={shown(value)} is outside [0, 1]"
+        raise error(ValueError, problem, f"{remedy}0.99")
 
 
 def alpha(value: ArrayLike) -> None:
-    """The share of the stored statistics in a blend, in [0, 1]."""
-    remedy = "it is the share of stats, 1 - alpha that of the batch: choose, for example, 0.9"
-    _fraction("alpha", value, remedy)
-
-
-def _fraction(name: str, value: ArrayLike, remedy: str) -> None:
-    if not _is_number(value, lambda v: (v >= 0) & (v <= 1)):
-        raise error(ValueError, f"{option(name)}={shown(value)} is outside [0, 1]", remedy)
+    """The share of the stored statistics in a blend, in [0, 1]: a number, or an array of them."""
+    remedy = f"it is the share of stats, 1 - {option('alpha')} that of the batch: choose, for example, 0.9"
+    array = _array(value)
+    numbers = readable(value) if is_real(array.dtype) else np.asarray(-1)
+    if numbers is not None and not np.all((numbers >= 0) & (numbers <= 1)):
+        raise error(ValueError, f"{option('alpha')}={shown(value)} is outside [0, 1]", remedy)
 
 
 def at_least(name: str, value: ArrayLike, least: float) -> None:

@@ -48,6 +48,11 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     """
     check.decay(decay)
     _check_states(old, new)
+    return averaged(old, new, decay)
+
+
+def averaged(old: State, new: State, decay: ArrayLike) -> State:
+    """`ema` without its checks; `decay` may also be an array that broadcasts to the weight."""
     before = cast(Any, type(old)(*map(jnp.asarray, old)))
     batch = state_as(type(new)(*map(jnp.asarray, new)), before)
     rate = 1 - jnp.asarray(decay, before.weight.dtype)
@@ -59,16 +64,16 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     def average(v: Array, n: Array) -> Array:
         """v + step * (n - v): exactly n where step is 1, and exactly v where nothing changes."""
         n = n.astype(v.dtype)
-        here = _with_axes_of(v, step).astype(v.dtype)
-        start = choose(_with_axes_of(v, before.weight > 0), v, 0)
+        here = with_axes_of(v, step).astype(v.dtype)
+        start = choose(with_axes_of(v, before.weight > 0), v, 0)
         mean = choose(here >= 1, n, start + here * (n - start))
-        return choose(_with_axes_of(v, changes), mean, v)
+        return choose(with_axes_of(v, changes), mean, v)
 
     fields = {f: average(getattr(before, f), getattr(batch, f)) for f in before._fields if f != "weight"}
     return state_as(before._replace(weight=choose(changes, weight, before.weight), **fields), before)
 
 
-def _with_axes_of(v: Array, weight: Array) -> Array:
+def with_axes_of(v: Array, weight: Array) -> Array:
     """`weight`, whose shape is a prefix of v's, with as many axes as v."""
     return weight.reshape(weight.shape + (1,) * (v.ndim - weight.ndim))
 

@@ -83,8 +83,9 @@ def devices(layer: Any) -> dict[str, Any]:
 
 def words(layer: Any, mask: Any = None) -> dict[str, str]:
     """A layer's words for the options of its function."""
-    features = "feature_axes" if hasattr(layer, "feature_axes") else "axis"
+    features = _features_option(layer)
     return {
+        "alpha": "blend",
         "where": "weights" if mask is None else "mask",
         "decay": "momentum",
         "train": "use_running_average",
@@ -108,8 +109,13 @@ def where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None
 
 
 def feature_axes(layer: Any) -> Axes:
-    """The axes that have parameters of their own: `feature_axes`, batch norm's `axis`, or the last."""
-    return getattr(layer, "feature_axes", getattr(layer, "axis", -1))
+    """The axes that have parameters of their own: batch norm's are `axis`, group norm's `feature_axis`."""
+    return getattr(layer, _features_option(layer), -1)
+
+
+def _features_option(layer: Any) -> str:
+    """The layer's name of the option that chooses them."""
+    return next((name for name in ("feature_axes", "feature_axis") if hasattr(layer, name)), "axis")
 
 
 def feature_shape(layer: Any, x: Array) -> Shape:
@@ -213,12 +219,16 @@ def groups(channels: int, num_groups: Any, group_size: Any, *, of: str = "channe
 
 def check_reduced(layer: Any, x: Array) -> None:
     """Flax's group norm is over the channels, too."""
-    reduced = layer.reduction_axes
-    if reduced is not None and x.ndim - 1 not in check.axes(reduced, x, "reduction_axes"):
-        raise ValueError(
-            "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
-            f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."
+    reduced, axis = layer.reduction_axes, layer.feature_axis
+    (channels,) = check.axes((axis,), x, "feature_axis")
+    if reduced is None or channels in check.axes(reduced, x, "reduction_axes"):
+        return
+    problem = f"The reduction axes must include feature_axis={axis}."
+    if axis == -1:  # Flax's sentence
+        problem = (
+            "The reduction axes must include the final dimension as this is assumed to be the feature axis."
         )
+    raise ValueError(f"GroupNorm: {problem} Got reduction_axes={reduced} for x, shape {x.shape}: add {axis}.")
 
 
 # ---------------------------------------------------------------- dtypes

@@ -2,8 +2,10 @@
 
 sample         layer, RMS, group and instance norm: every sample by its own moments
 arguments      the arguments that norms have in common: `shared` hands them on, `arguments` checks them
+instances      instance norm with running statistics
 batch          batch norm, and what all norms with a state have in common: `trained_or_evaluated`
 renorm         batch renorm and ghost batch norm: small batches
+microbatches   an average that takes the moments of several batches at once
 banks          one state for every domain or time step; a state blended with the batch
 switchable     a learned mixture of three moments
 whitening      a covariance instead of variances

@@ -14,7 +14,7 @@ from jaxnorm._base.arithmetic import indices
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option, public
 from jaxnorm._base.sharding import on_mesh_of
-from jaxnorm._core.average import ema
+from jaxnorm._core.average import averaged
 from jaxnorm._core.moments import Moments, moments
 from jaxnorm._core.normalize import normalize_by
 from jaxnorm._core.recompute import remat, residual
@@ -110,7 +110,7 @@ def blended_batch_norm(
     batch's statistics are used. The other arguments, dtypes and errors are those of `batch_norm`.
 
     Args:
-      alpha: in [0, 1]; also a traced scalar.
+      alpha: in [0, 1]; also traced, and also an array: of the feature axes' sizes, or broadcastable to x.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -122,13 +122,25 @@ def blended_batch_norm(
     a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype)
     check.stats(stats, a.x, a.features)
     check.alpha(alpha)
-    old = beside_x(a, sound(Moments(*map(jnp.asarray, stats))))
-    old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
+    share: Any = a.parameter("alpha", alpha) if jnp.ndim(alpha) else alpha
+    old = beside_x(a, Moments(*map(jnp.asarray, stats)))
 
     @remat
     def normalized(x: Array, old: Moments, scale: Any, bias: Any, where: Any) -> Array:
         m = residual(moments(x, a.axes, where=where, keepdims=True, axis_name=axis_name))
-        # the average of a state of weight 1 is the blend, and is right where one of the two is empty
-        return normalize_by(x, ema(old, m, decay=alpha), scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        return normalize_by(x, blended(old, m, share), scale, bias, a.epsilon, dtype=a.dtype, where=where)
 
     return normalized(a.x, old, a.scale, a.bias, a.where)
+
+
+def blended(stats: Moments, batch: Moments, alpha: ArrayLike) -> Moments:
+    """alpha * stats + (1 - alpha) * batch, of mean and var each; if one of the two is empty, the other.
+
+    Args:
+      stats: a state, [*stats].
+      batch: moments of that shape.
+      alpha: in [0, 1], a number or an array that broadcasts to them.
+    """
+    old = sound(stats)
+    # the average of a state of weight 1 is the blend
+    return averaged(old._replace(weight=(old.weight > 0).astype(old.weight.dtype)), batch, alpha)

@@ -132,12 +132,9 @@ def trained_or_evaluated(
 
     def training() -> tuple[Array, Moments]:
         y, m = by_batch(state)
-        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         if unbiased:
-            n = m.weight
-            if a.where is not None and a.where.dtype != jnp.bool_:  # places are counted, not weighed
-                n = moments(a.x, a.axes, where=a.where > 0, axis_name=a.axis_name).weight
-            m = m._replace(var=m.var * choose(n >= 2, divide(n, n - 1), 1))
+            m = m._replace(var=sample_variance(m.var, places(a, m, a.axes)))
+        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         return y, remember(old, m, decay)
 
     values = a.x, old, a.where, a.scale, a.bias
@@ -171,6 +168,24 @@ def either(
 
     chosen: tuple[Array, State] = lax.cond(train, lambda: alike(*training()), lambda: alike(*evaluation()))
     return chosen
+
+
+def places(a: Arguments, m: Moments, axes: tuple[int, ...]) -> Array:
+    """How many places of weight above 0 there are in each sample that moments of x are taken of.
+
+    Args:
+      a: the arguments of the norm.
+      m: the moments, as many axes as x.
+      axes: that they were taken over.
+    """
+    if a.where is None or a.where.dtype == jnp.bool_:
+        return m.weight
+    return moments(a.x, axes, where=a.where > 0, axis_name=a.axis_name, keepdims=True).weight
+
+
+def sample_variance(var: Array, n: Array) -> Array:
+    """PyTorch's variance, which divides by n - 1, of one that divides by n; the same where n < 2."""
+    return var * choose(n >= 2, divide(n, n - 1), 1)
 
 
 def beside_x(a: Arguments, stats: Moments) -> Moments:

@@ -14,7 +14,7 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, public
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.arguments import arguments, shared, split
 from jaxnorm._norms.sample import rms_norm
 
 
@@ -24,6 +24,7 @@ def gated_rms_norm(
     gate: ArrayLike,
     *,
     norm_before_gate: bool = True,
+    group_size: int | None = None,
     axis: int | Iterable[int] = -1,
     feature_axis: int | Iterable[int] | None = None,
     scale: ArrayLike | None = None,
@@ -42,6 +43,8 @@ def gated_rms_norm(
 
     Args:
       gate: of x's shape, or any that broadcasts to it.
+      group_size: the mean square is that of each group of so many features, a divisor of the size of `axis`,
+        which is then one axis: on several devices that hold whole groups, no collective is needed. None: all.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -53,6 +56,14 @@ def gated_rms_norm(
     """
     a = arguments(x, feature_axis, scale, None, epsilon, where, axis_name, dtype, axis=axis)
     gate = check.broadcastable("gate", check.numbers("gate", gate), a.x)
+    axes, arrays = a.axes, (a.x, gate, a.scale, a.where)
+    if group_size is not None:
+        if len(axes) != 1:
+            problem = f"group_size={group_size} splits one axis, and axis={axis} are {len(axes)}"
+            raise error(ValueError, problem, "choose one axis")
+        groups = check.groups(None, group_size, axes[0], a.x)
+        arrays = tuple(split(v, axes[0], groups) for v in arrays)
+        axes = (axes[0] + 1,)
 
     @remat
     def gated(x: Array, gate: Array, scale: Any, where: Any) -> Array:
@@ -62,9 +73,9 @@ def gated_rms_norm(
             scale = factor if scale is None else times(factor, scale)
         else:
             x = times(x, factor)
-        return rms_norm(x, axis=a.axes, **shared(scale, None, a.epsilon, where, axis_name, a.dtype))
+        return rms_norm(x, axis=axes, **shared(scale, None, a.epsilon, where, axis_name, a.dtype))
 
-    return gated(a.x, gate, a.scale, a.where)
+    return gated(*arrays).reshape(a.x.shape)
 
 
 @compiled

@@ -149,10 +149,7 @@ def decorrelated_batch_norm(
 
     def training() -> tuple[Array, Covariance]:
         y, m = whitened(a.x, a.scale, a.bias, a.where, None)
-        start, m = _sound(old), _sound(lax.stop_gradient(m))  # what is not finite is not remembered
-        new = state_as(_union(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
-        # a group that was never seen stays bitwise as it was
-        return y, state_as(_where(new.weight > 0, new, old), old)
+        return y, remember_covariance(old, lax.stop_gradient(m), decay)
 
     def evaluation() -> tuple[Array, Covariance]:
         stored = Covariance(*map(gathered, _sound(old)._replace(weight=jnp.ones_like(old.weight))))
@@ -160,6 +157,20 @@ def decorrelated_batch_norm(
 
     values = a.x, old, a.where, a.scale, a.bias
     return either(train, training, evaluation, values, axis_name)
+
+
+def remember_covariance(old: Covariance, new: Covariance, decay: float | Array | None) -> Covariance:
+    """The state after one more batch, of which a group that is not finite counts as not seen.
+
+    Args:
+      old: the state before.
+      new: mean and covariance of the batch.
+      decay: the fraction of the old state that is kept; None: the two are merged.
+    """
+    start, new = _sound(old), _sound(new)
+    state = merge_covariances(start, state_as(new, old)) if decay is None else ema(start, new, decay=decay)
+    # a group that was never seen stays bitwise as it was
+    return state_as(_where(state.weight > 0, state, old), old)
 
 
 def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
@@ -181,7 +192,7 @@ def _sound(stats: Covariance) -> Covariance:
     return _where(good, stats, Covariance(jnp.zeros_like(mean), eye, jnp.zeros_like(weight)))
 
 
-def _union(a: Covariance, b: Covariance) -> Covariance:
+def merge_covariances(a: Covariance, b: Covariance) -> Covariance:
     """The covariance of both samples together: its law is that of the variance."""
     weight = a.weight + b.weight.astype(a.weight.dtype)
     share = divide(b.weight.astype(a.weight.dtype), weight)[:, None]

@@ -15,8 +15,9 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
-After training, `fold` makes norms part of the layers beside them, and `bake` weight and spectral norm part of
-the weights.
+After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
+beside them, and `bake` weight and spectral norm part of the weights.
+`convert` makes the norms of a built model these.
 """
 
 from jaxnorm.nnx.bake import bake as bake
@@ -49,10 +50,12 @@ from jaxnorm.nnx.fold import fold as fold
 from jaxnorm.nnx.freezing import freeze as freeze
 from jaxnorm.nnx.freezing import norm_labels as norm_labels
 from jaxnorm.nnx.freezing import unfreeze as unfreeze
+from jaxnorm.nnx.from_flax import convert as convert
 from jaxnorm.nnx.norms import GroupNorm as GroupNorm
 from jaxnorm.nnx.norms import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.norms import LayerNorm as LayerNorm
 from jaxnorm.nnx.norms import RMSNorm as RMSNorm
 from jaxnorm.nnx.pop_art import PopArt as PopArt
+from jaxnorm.nnx.recalibration import recalibrate as recalibrate
 from jaxnorm.nnx.weights import SpectralNorm as SpectralNorm
 from jaxnorm.nnx.weights import WeightNorm as WeightNorm

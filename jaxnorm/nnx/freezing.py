@@ -6,12 +6,12 @@ from flax import nnx
 
 from jaxnorm._base.messages import error, public
 from jaxnorm._layers import state as state
-from jaxnorm.nnx.batch import MARK, BatchNorm
+from jaxnorm.nnx.batch import MARK, Stateful
 from jaxnorm.nnx.parameters import Layer
 from jaxnorm.nnx.pop_art import PopArt
 
 _NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, Layer)
-_OURS = (BatchNorm, PopArt)
+_OURS = (Stateful, PopArt)
 
 
 @public
@@ -115,7 +115,8 @@ def _modules(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
 def _chosen(model: Any, filter: Any) -> dict[str, Any]:
     """The layers with statistics that `filter` chooses, by path, Flax's own batch norms among them."""
     predicate = nnx.filterlib.to_predicate(filter)
-    kept = [(path, m) for path, m in _modules(model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
+    norms = [(path, m) for path, m in _modules(model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
+    kept = [(path, m) for path, m in norms if hasattr(m, "var")]  # others keep no statistics
     chosen = {_name(path): m for path, m in kept if predicate(path, m)}
     if not chosen:
         raise state.nothing_chosen(filter, [_name(path) for path, _ in kept])

@@ -71,7 +71,7 @@ class WeightNorm(Fields, nnx.WeightNorm):
         return _with_weights(self.layer_instance, partial(of_length, self))(x, *args, **kwargs)
 
 
-class SpectralNorm(Named, nnx.SpectralNorm):
+class SpectralNorm(nnx.SpectralNorm, Named):
     """Spectral norm: a layer whose matrices are divided by their largest singular values.
 
     Of each, `batch_stats` holds u and sigma: where power iteration goes on from at the next call, and what it

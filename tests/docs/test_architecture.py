@@ -24,7 +24,8 @@ FLOORS = [
     {"_xla"},
     {"_core"},
     {"_norms"},
-    {"_layers", "population", "convert", "monitor"},
+    {"population"},
+    {"_layers", "convert", "monitor"},
     {"__init__"},
     {"linen", "nnx"},
 ]
