@@ -62,12 +62,15 @@ def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callab
     def call(*args: P.args, **options: P.kwargs) -> R:
         fields: Mapping[Any, Any] = vars(args[0]) if is_method else options
         name = type(args[0]).__name__ if is_method else function.__name__
+        checked = {option: fields[option] for option in values.keys() & fields.keys()}
         with calling(name, WORDS):
-            for option in values.keys() & fields.keys():
-                if _is_array(fields[option]):
-                    values[option](fields[option])
+            for option, value in checked.items():
+                if _is_array(value):
+                    values[option](value)
         leaves, structure = jax.tree.flatten(args[0]) if is_method else ([], None)
-        if not all(map(_is_array, leaves)):  # it holds references, for example, or is no pytree
+        # An object that holds references, for example, or that is no pytree, has leaves that are no arrays. nnx
+        # takes a traced field for a part of the structure, which is static here and must not be traced.
+        if not all(map(_is_array, leaves)) or (is_method and any(map(traced, checked.values()))):
             return function(*args, **options)
         by_place = (structure, *args[1:]) if is_method else args
         static, arrays = _static_and_arrays(by_place, options, positional)
