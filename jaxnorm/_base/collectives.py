@@ -112,12 +112,12 @@ def with_groups(axis_name: AxisName, axis_index_groups: Iterable[Iterable[int]] 
     return InGroups(axis_name, axis_index_groups)
 
 
-def bound(axis_name: AxisName, *, option: str = "axis_name") -> Names:
+def bound(axis_name: AxisName, *, option: str | None = "axis_name") -> Names:
     """The axes that names stand for, without those of an `IfBound` that are missing.
 
     Args:
       axis_name: a name, an `IfBound`, an `InGroups`, a tuple of them, or None.
-      option: the option that `axis_name` was given as.
+      option: what an error calls `axis_name`; None: there is none, and all missing names are left out.
     """
     plain: list[Hashable] = []
     grouped: list[tuple[tuple[Hashable, ...], Groups | None]] = []
@@ -141,12 +141,12 @@ def _entries(axis_name: AxisName) -> Iterator[Any]:
         yield axis_name
 
 
-def _is_there(name: Hashable, option: str) -> bool:
-    """Whether an axis name is bound; an error if it is not and is no `IfBound`."""
+def _is_there(name: Hashable, option: str | None) -> bool:
+    """Whether an axis name is bound; an error if it is not, is no `IfBound`, and came as an `option`."""
     try:
         lax.axis_size(name.name if isinstance(name, IfBound) else name)
     except NameError:
-        if isinstance(name, IfBound):
+        if isinstance(name, IfBound) or option is None:
             return False
         remedy = (
             f"call it inside jax.shard_map, jax.pmap or jax.vmap with that axis name, leave {option} "

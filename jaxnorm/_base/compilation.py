@@ -68,8 +68,8 @@ def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callab
                 if _is_array(value):
                     values[option](value)
         leaves, structure = jax.tree.flatten(args[0]) if is_method else ([], None)
-        # An object that holds references, for example, or that is no pytree, has leaves that are no arrays. nnx
-        # takes a traced field for a part of the structure, which is static here and must not be traced.
+        # The leaves are no arrays where the object holds references, for example, or is no pytree. nnx takes
+        # a traced field for a part of the structure, which is static here and must not be traced.
         if not all(map(_is_array, leaves)) or (is_method and any(map(traced, checked.values()))):
             return function(*args, **options)
         by_place = (structure, *args[1:]) if is_method else args
