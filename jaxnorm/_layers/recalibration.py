@@ -218,14 +218,17 @@ def _one_pass(
                     TypeError, problem, "give an array, or a tuple of the model's positional arguments"
                 )
             part, now_finite = step(norms, evaluate, number, batch if isinstance(batch, tuple) else (batch,))
-            _check_finite(finite, number - 1)  # of the batch before: the device is busy with this one
+            # of the batch before: the device is busy with this one
+            _check_finite(finite, f"batch {number - 1}, counted from 0, gives")
             finite = now_finite
             yield part
         if number < 0:
             raise _error(ValueError, "batches is empty", "give one batch or more")
-        _check_finite(finite, number)
+        _check_finite(finite, f"batch {number}, counted from 0, gives")
 
     whole = merge_batches(parts(), by=_merge_norms)
+    # batches whose means are some 1e19 apart have no variance together
+    _check_finite({path: _is_finite(v[SAMPLE]) for path, v in whole.items()}, "all batches together give")
     unseen = [path for path in whole if not _is_seen(whole[path][SAMPLE])]
     if unseen and not evaluate:
         warnings.warn(
@@ -264,14 +267,19 @@ def _settled(norms: Norms, whole: Norms) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_finite(finite: Mapping[str, Array], number: int) -> None:
-    """An error if a norm's statistic of that batch is not finite; none is read inside a trace."""
+def _check_finite(finite: Mapping[str, Array], subject: str) -> None:
+    """An error if a norm's statistics are not finite; none are read inside a trace.
+
+    Args:
+      finite: whether they are, by the norm's path.
+      subject: the first words of the error.
+    """
     if any(map(check.traced, finite.values())):
         return
     bad = [path for path, good in jax.device_get(finite).items() if not good]
     if bad:
-        problem = f"batch {number}, counted from 0, gives {_listed(bad)} statistics that are not finite"
-        raise _error(ValueError, problem, "leave it out, or mask what is not finite; nothing was changed")
+        problem = f"{subject} {_listed(bad)} statistics that are not finite"
+        raise _error(ValueError, problem, "leave out or mask what is not finite; nothing was changed")
 
 
 def _is_seen(sample: Sample) -> bool:
