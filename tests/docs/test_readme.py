@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import jaxnorm
+import jaxnorm.linen
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +65,10 @@ SHARED = {"where", "axis_name", "dtype", "epsilon"}
 AFFINE = {"scale", "bias"}
 
 
+# Functions and layers whose options the changelog names.
+OPTIONS_OF = (jaxnorm.batch_norm, jaxnorm.gated_rms_norm, jaxnorm.linen.BatchNorm, jaxnorm.linen.LayerNorm)
+
+
 def parameters(name):
     return set(inspect.signature(getattr(jaxnorm, name)).parameters)
 
@@ -106,9 +110,9 @@ def test_the_changelog_names_what_there_is():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     (version,) = re.findall(r"^## (\S+)", text, re.M)
     assert version == jaxnorm.__version__
-    layers = {"BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "SpectralNorm", "WeightNorm"}
+    places = (jaxnorm, jaxnorm.population, jaxnorm.linen, *OPTIONS_OF)
+    options = {p for f in OPTIONS_OF for p in inspect.signature(f).parameters}
     for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
-        options = set().union(*(parameters(f) for f in ("batch_norm", "layer_norm")), {"update_stats"})
-        there = hasattr(jaxnorm, name) or hasattr(jaxnorm.population, name)
-        assert there or name in options | {"shard_map", "norm_labels"}, name
+        assert any(hasattr(place, name) for place in places) or name in options | {"shard_map"}, name
+    layers = {"BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "SpectralNorm", "WeightNorm"}
     assert layers <= set(re.findall(r"`(\w+)`", text))
