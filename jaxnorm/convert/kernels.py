@@ -19,10 +19,11 @@ NumPy = np.ndarray[Any, Any]
 def kernel_from_torch(weight: Any, kind: str, *, groups: int = 1) -> Array:
     """The `kernel` of Flax that does what this `weight` of PyTorch does.
 
-    dense: [out, in] to [in, out]. conv, of 1 to 3 dimensions, grouped or not: [out, in / groups, *k] to [*k,
-      in / groups, out]. conv_transpose: [in, out / groups, *k] to [*k, in / groups, out], with the places of
-    the kernel in reverse order, as `nn.ConvTranspose` and `lax.conv_transpose` want them; with several groups
-    it is for `lax.conv_general_dilated` with `lhs_dilation` and `feature_group_count`.
+    - dense: [out, in] to [in, out].
+    - conv, of 1 to 3 dimensions, grouped or not: [out, in / groups, *k] to [*k, in / groups, out].
+    - conv_transpose: [in, out / groups, *k] to [*k, in / groups, out], with the places of the kernel in reverse
+      order, as `nn.ConvTranspose` and `lax.conv_transpose` want them; with several groups it is for
+      `lax.conv_general_dilated` with `lhs_dilation` and `feature_group_count`.
 
     Args:
       weight: an array or a tensor of any dtype, which is kept.

@@ -24,7 +24,7 @@ KINDS = (*KERNELS, *CLASSES)
 def net_from_torch(state: Mapping[str, Any], table: Table, *, api: str = "linen", report: Tell = None) -> Any:
     """The variables of a whole net, from a state dict of PyTorch and a table with a line a layer.
 
-    A line says where a layer of PyTorch is, where its layer of Flax is, and what it is:
+    A line says where a layer of PyTorch is, where its layer of Flax is, and what it is::
 
         table = {
             "stem.conv": ("Conv_0", "conv"),
