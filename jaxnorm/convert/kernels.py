@@ -21,8 +21,8 @@ def kernel_from_torch(weight: Any, kind: str, *, groups: int = 1) -> Array:
 
     - dense: [out, in] to [in, out].
     - conv, of 1 to 3 dimensions, grouped or not: [out, in / groups, *k] to [*k, in / groups, out].
-    - conv_transpose: [in, out / groups, *k] to [*k, in / groups, out], with the places of the kernel in reverse
-      order, as `nn.ConvTranspose` and `lax.conv_transpose` want them; with several groups it is for
+    - conv_transpose: [in, out / groups, *k] to [*k, in / groups, out], with the places of the kernel in
+      reverse order, as `nn.ConvTranspose` and `lax.conv_transpose` want them; with several groups it is for
       `lax.conv_general_dilated` with `lhs_dilation` and `feature_group_count`.
 
     Args:
