@@ -12,13 +12,17 @@ PEERS := $(VENV)-peers
 DERIVATIVES := tests/norms/test_derivatives.py tests/core/test_derivatives_of_statistics.py \
 	tests/core/test_residuals.py tests/core/test_scale_beside_bias.py tests/layers/test_layers_transforms.py
 
-.PHONY: demo demo-short test test-all smoke newest lint format aot peers
+.PHONY: demo demo-short evidence test test-all smoke newest lint format aot peers
 
 demo: $(READY)
 	@$(RUN) examples/digits.py --norm batch
 
 demo-short: $(READY)
 	@$(RUN) examples/digits.py --norm batch --epochs 1
+
+# Nine figures of what batch normalization does, in runs/evidence.
+evidence: $(READY)
+	@$(RUN) examples/evidence.py
 
 # Every property once, of programs that are compiled without optimizing: that takes two thirds of the time.
 test: $(READY)

@@ -88,12 +88,19 @@ def compiled_method(function: Callable[P, R]) -> Callable[P, R]:
         leaves, structure = jax.tree.flatten(layer)
         static, arrays = _static_and_arrays(args[1:], options, positional)
         miscalled = _miscalled(args[1:], options, positional)
-        if miscalled or not all(map(_is_array, leaves)) or not _hashable(static):
+        fields = {name: vars(layer).get(name) for name in FIELDS}
+        # nnx takes a traced field for a part of the structure, which is static here and must not be traced
+        if (
+            miscalled
+            or not all(map(_is_array, leaves))
+            or not _hashable(static)
+            or any(map(traced, fields.values()))
+        ):
             return function(*args, **options)
         with calling(type(layer).__name__, {"decay": "momentum", "alpha": "blend"}):
-            for name, check in FIELDS.items():
-                if isinstance(value := vars(layer).get(name), jax.Array):
-                    check(value)
+            for name, value in fields.items():
+                if isinstance(value, jax.Array):
+                    FIELDS[name](value)
         with _jet_explained(arrays, type(layer).__name__):
             return program(structure, static, tuple(arrays), leaves, tuple(arrays.values()))
 

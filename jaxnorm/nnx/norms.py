@@ -77,7 +77,8 @@ class LayerNorm(_Norm, nnx.LayerNorm):
 class RMSNorm(Layer, nnx.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
-    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g. `use_bias=True`
+    adds a bias, as Equinox does.
 
     Zhang and Sennrich, 2019, arXiv:1910.07467.
 
@@ -102,6 +103,8 @@ class RMSNorm(Layer, nnx.RMSNorm):
     rngs: InitVar[nnx.Rngs]
     scale_metadata: InitVar[Metadata] = NO_METADATA
     zero_centered_scale: bool = False
+    use_bias: bool = False
+    bias_init: Initializer = initializers.zeros
 
     def __post_init__(self, rngs: nnx.Rngs, scale_metadata: Metadata) -> None:
         super().__post_init__(rngs, NO_METADATA, scale_metadata)
