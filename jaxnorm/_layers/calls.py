@@ -22,7 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import TINY, is_float8, promoted
-from jaxnorm._base.collectives import named, with_groups
+from jaxnorm._base.collectives import bound, with_groups
 from jaxnorm._base.messages import calling
 from jaxnorm._layers import watching
 
@@ -81,7 +81,7 @@ def devices(layer: Any) -> dict[str, Any]:
 
     `diagnose` may call a model outside of its devices: the batch is then whole.
     """
-    if layer.axis_name is None or (watching.on() and not named(layer.axis_name).names):
+    if layer.axis_name is None or (watching.on() and not bound(layer.axis_name, option=None).names):
         return {}
     with calling(type(layer).__name__):
         return {"axis_name": with_groups(layer.axis_name, layer.axis_index_groups)}

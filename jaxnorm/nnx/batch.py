@@ -15,7 +15,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
@@ -100,7 +100,7 @@ class Stateful(Layer):
                 setattr(self, name, nnx.BatchStat(value))
         return y
 
-    @compiled_method
+    @compiled
     def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
         """y, and the statistics to store. Those that a changed option needs are created at their start."""
         names = state.names(self, partial(hasattr, self))

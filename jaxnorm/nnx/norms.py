@@ -12,7 +12,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers.calls import Axes, Initializer
 from jaxnorm.nnx.batch import Stateful
@@ -22,7 +22,7 @@ from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, normalized, pro
 class _Norm(Layer):
     """The call of all of them but RMS norm."""
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -109,7 +109,7 @@ class RMSNorm(Layer, nnx.RMSNorm):
     def __post_init__(self, rngs: nnx.Rngs, scale_metadata: Metadata) -> None:
         super().__post_init__(rngs, NO_METADATA, scale_metadata)
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -241,7 +241,7 @@ class InstanceNorm(Stateful, nnx.InstanceNorm):
             return self._by_instances(x, **call)
         return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
-    @compiled_method
+    @compiled
     def _by_instances(self, x: Array, **call: Any) -> Array:
         return normalized(self, x, promote=promoted(self), feature_axis=self.feature_axes, **call)
 
