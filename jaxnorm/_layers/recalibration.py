@@ -26,6 +26,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.moments import merge as merge_moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
+from jaxnorm._layers import update as update
 from jaxnorm._norms.batch import sample_variance
 from jaxnorm._norms.whitening import Covariance, merge_covariances
 from jaxnorm.population.merging import merge_batches
@@ -89,6 +90,7 @@ def measure(
     stored: dict[str, Any],
     *,
     train: bool,
+    updated: bool = False,
     **call: Any,
 ) -> tuple[Array, dict[str, Any]]:
     """y, and the variables after the call: the sample with x in it, and a stored weight as it was.
@@ -96,10 +98,11 @@ def measure(
     Args:
       layer, x, parameters, stored, call: as for `update.normalize_and_update`; stored holds the SAMPLE, too.
       train: whether y is by the batch's statistics, and not by the stored ones.
+      updated: whether the average is: it is not.
     """
 
-    def norm(x: Array, stats: Any, train: bool, **options: Any) -> tuple[Array, Any]:
-        options = {"decay": None, "feature_axis": layers.feature_axes(layer), **each, **call, **options}
+    def norm(stats: Any, train: bool) -> tuple[Array, Any]:
+        options = {"decay": None, "feature_axis": layers.feature_axes(layer), **each, **call}
         return layers.normalize(layer, x, parameters, stats, train=train, **options)
 
     sample: Sample = stored[SAMPLE]
@@ -107,17 +110,19 @@ def measure(
     each = {"unbiased": True} if layer.unbiased and linear else {}
     stats = state.moments(layer, x, stored, False)
     unseen = stats._replace(weight=jnp.zeros_like(stats.weight))
-    y, new = norm(x, unseen if train else stats, train)
+    y, new = norm(unseen if train else stats, train)
     if not train:
-        _, new = norm(x, unseen, True)  # in a compiled program its y costs nothing
-    # Zeros in place of x are finite and show how many places there are: a norm leaves out what is not finite.
-    weights = call.get("weights")
-    positive = {} if weights is None else {"weights": (jnp.asarray(weights) > 0).astype(jnp.float32)}
-    _, places = norm(jnp.zeros_like(x), unseen, True, **positive)
+        _, new = norm(unseen, True)  # in a compiled program its y costs nothing
+    # What is not finite has no weight in the norm's statistics. The places are counted without reading x.
+    where = layers.where(call.get("mask"), call.get("weights"))
+    initializing = call.get("initializing", False)
+    positive = None if where is None else jnp.asarray(where).astype(bool)
+    places = update.moments_of_batch(layer, x, stats, positive, initializing=initializing).weight
+    places = choose(update.at_index(call.get("index"), places), places, 0)
 
     before = sample.stats
     mean, var, weight = (v.reshape(b.shape).astype(b.dtype) for v, b in zip(new, before, strict=True))
-    count = places[-1].reshape(weight.shape).astype(weight.dtype)
+    count = places.reshape(weight.shape).astype(weight.dtype)
     left_out = (count > 0) & (weight == 0)
     new = type(before)(mean, choose(_beside(left_out, var), jnp.nan, var), choose(left_out, count, weight))
     counted = count if layer.unbiased and not linear else jnp.zeros_like(count)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 import jaxnorm
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._layers import update as update
 from jaxnorm._layers.calls import Shape
@@ -80,7 +81,8 @@ class Stateful(Layer):
         else:
             train, updated = state.mode(self, use_running_average, update_stats, frozen)
         modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
-        y, new = update.normalize_and_update(self, x, values, stats, **modes, **call)
+        run = recalibration.measure if state.SAMPLE in names else update.normalize_and_update
+        y, new = run(self, x, values, stats, **modes, **call)
         state.tell(self, x, stats, **call)
         with _advice(ModifyScopeVariableError, f"{name}: {_MUTABLE}"):
             for n, value in new.items():

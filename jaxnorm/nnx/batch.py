@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 import jaxnorm
 from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._layers import update as update
 from jaxnorm._layers.calls import Initializer, Shape
@@ -108,7 +109,8 @@ class Stateful(Layer):
             values = self._start()
             stored = {name: stored.get(name, values[name]) for name in names}
         call.update(self._promotion(stored))
-        return update.normalize_and_update(self, x, parameters(self), stored, **call)
+        run = recalibration.measure if state.SAMPLE in names else update.normalize_and_update
+        return run(self, x, parameters(self), stored, **call)
 
     def _promotion(self, stored: dict[str, Array]) -> dict[str, Any]:
         """The option `promote` of `calls.normalize`, for a layer that promotes as Flax's own does."""
