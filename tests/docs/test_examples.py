@@ -288,3 +288,14 @@ def test_averaged_weights_refuses_wrong_arguments(capsys):
         import_module("averaged_weights").main(["--epochs", "0"])
     message = "averaged_weights.py: error: argument --epochs: expected a whole number from 1, got '0'"
     assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+@pytest.mark.slow
+@flexible
+def test_what_is_served_is_what_was_trained(tmp_path, capsys):
+    import_module("serve").main(["--epochs", "1", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    rows = re.findall(r"exact, ([\w-]+), loaded │ ([\d.]+)% +│ ([\d.e-]+)", output)
+    assert [name for name, *_ in rows] == ["with-norms", "folded"]
+    assert all(float(right) > 80 and float(difference) < 1e-4 for _, right, difference in rows)
+    assert {path.name for path in tmp_path.iterdir()} == {"with-norms.jax", "folded.jax"}
