@@ -19,8 +19,6 @@ import equinox as eqx
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import jaxnorm.convert
-import jaxnorm.monitor
 import keras
 import numpy as np
 import torch
@@ -28,7 +26,9 @@ from flax import linen as nn
 from jax import Array
 
 import jaxnorm
+import jaxnorm.convert
 import jaxnorm.linen as jn
+import jaxnorm.monitor
 
 LIBRARIES = ("jaxnorm", "Flax", "Haiku", "Equinox", "Keras", "PyTorch")
 FLAX = {"jaxnorm": jn, "Flax": nn}  # two libraries with the same interface

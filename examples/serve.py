@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _digits_common import EPSILON, IMAGE, Samples, accuracy, load_samples
-from _digits_linen import LinenTrainer, Net
+from _digits_linen import LinenTrainer, Net, predict
 from jax import Array, export
 from rich.console import Console
 from rich.table import Table
@@ -102,11 +102,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = {name: options.out / f"{name}.jax" for name in ("with-norms", "folded")}
     programs = [exported(net, exact, files["with-norms"]), exported(folded_net, folded, files["folded"])]
     logits = [program(test.images) for program in programs]
-    here = net.apply(exact, test.images, train=False)
+    here = predict(net, exact, test.images)
     times = microseconds(programs, test.images[:64])
 
     table = Table("evaluation", "accuracy", "greatest difference", "64 images, us", "file, bytes")
-    running = net.apply(variables, test.images, train=False)
+    running = predict(net, variables, test.images)
     table.add_row("running averages", f"{accuracy(running, test.labels):.2%}", "", "", "")
     for (name, file), y, time in zip(files.items(), logits, times, strict=True):
         difference = f"{float(jnp.abs(y - here).max()):.1e}"

@@ -295,7 +295,7 @@ def test_averaged_weights_refuses_wrong_arguments(capsys):
 def test_what_is_served_is_what_was_trained(tmp_path, capsys):
     import_module("serve").main(["--epochs", "1", "--out", str(tmp_path)])
     output = capsys.readouterr().out
-    rows = re.findall(r"exact, ([\w-]+), loaded │ ([\d.]+)% +│ ([\d.e-]+)", output)
+    rows = re.findall(r"exact, ([\w-]+), loaded +│ ([\d.]+)% +│ ([\d.e-]+)", output)
     assert [name for name, *_ in rows] == ["with-norms", "folded"]
     assert all(float(right) > 80 and float(difference) < 1e-4 for _, right, difference in rows)
     assert {path.name for path in tmp_path.iterdir()} == {"with-norms.jax", "folded.jax"}
