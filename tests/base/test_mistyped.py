@@ -97,7 +97,7 @@ CONSTRUCTORS = [
     ("BatchRenorm", "decay", f"is `momentum`, {OLD}"),
     ("LayerNorm", "elementwise_affine", "are `use_scale` and `use_bias`"),
     ("LayerNorm", "axis", "is `reduction_axes`"),
-    ("RMSNorm", "elementwise_affine", "is `use_scale`"),
+    ("RMSNorm", "elementwise_affine", "are `use_scale` and `use_bias`"),
     ("GroupNorm", "groups", "is `num_groups`"),
     ("InstanceNorm", "eps", "is `epsilon`"),
     ("PartialRMSNorm", "eps", "is `epsilon`"),

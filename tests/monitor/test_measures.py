@@ -1,5 +1,7 @@
 """The measures, against float64 numpy, and the flags of single channels."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +120,7 @@ def names(found):
         (one(), one(5.0, weight=0.0), set()),
         (one(0.5, 1e-6), one(0.5, 1.0), {"shifted"}),
     ],
-    ids=str,
+    ids=itertools.count(),  # a set has no order to name a test by
 )
 def test_flags_of_a_channel(stored, batch, expected):
     found = jax.jit(monitor.flags)(stored, batch=batch, samples=1000.0)

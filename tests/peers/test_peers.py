@@ -56,7 +56,7 @@ def borrowed(name):
     """A module of another library; without it the test is skipped."""
     library, *inner = name.split(".")
     if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed: pip install 'jaxnorm[peers]'")
+        pytest.skip(f"{library} is not installed: pip install 'jaxnorm[peers]'", allow_module_level=True)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they import is theirs to mend
         patch.setenv("KERAS_BACKEND", "torch")
