@@ -1,6 +1,7 @@
 """jaxnorm: normalization for JAX. A norm is a choice of Moments, and Moments combine by one law.
 
-Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers.
+Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers, and
+`jaxnorm.population` what comes after training; `jaxnorm.convert` brings norms from other frameworks.
 """
 
 import importlib
@@ -30,6 +31,7 @@ from jaxnorm._norms.evonorm import evonorm_s0 as evonorm_s0
 from jaxnorm._norms.inputs import input_norm as input_norm
 from jaxnorm._norms.inputs import pop_art as pop_art
 from jaxnorm._norms.inputs import reversible_norm as reversible_norm
+from jaxnorm._norms.instances import running_instance_norm as running_instance_norm
 from jaxnorm._norms.lengths import pixel_norm as pixel_norm
 from jaxnorm._norms.lengths import scale_norm as scale_norm
 from jaxnorm._norms.lengths import weight_demodulate as weight_demodulate
@@ -62,16 +64,21 @@ from jaxnorm._norms.whitening import initial_covariance as initial_covariance
 __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:
+    from jaxnorm import convert as convert
     from jaxnorm import linen as linen
+    from jaxnorm import monitor as monitor
     from jaxnorm import nnx as nnx
+    from jaxnorm import population as population
+
+_ON_DEMAND = ("convert", "linen", "monitor", "nnx", "population")
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Flax's layers, imported when they are asked for: `import jaxnorm` alone imports no Flax."""
-    if name in ("linen", "nnx"):
+    """A package, imported when it is asked for: `import jaxnorm` alone is fast and imports no Flax."""
+    if name in _ON_DEMAND:
         return importlib.import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "linen", "nnx"})
+    return sorted({*globals(), *_ON_DEMAND})

@@ -28,23 +28,23 @@ from jaxnorm._base.sharding import fitted
 Fields = TypeVar("Fields", bound=tuple[Any, ...])  # Moments: a NamedTuple of arrays
 
 
-def array_dtype(function: str, name: str, value: Any, what: str) -> np.dtype[Any]:
+def array_dtype(name: str, value: object, what: str) -> np.dtype[Any]:
     """The dtype of an array, or of numbers that make one; a TypeError for anything else.
 
     Args:
-      function, name: what an error speaks of, and what it calls `value`.
+      name: what an error calls `value`.
       value: what the user gave.
       what: what it must do, as in "hold numbers".
     """
     kind, module = type(value).__name__, type(value).__module__.partition(".")[0]
     if module == "torch":
         remedy = f"convert it first, for example with jnp.asarray({name}.numpy())"
-        raise error(TypeError, function, f"{name} must {what}, got a torch {kind}", remedy)
+        raise error(TypeError, f"{name} must {what}, got a torch {kind}", remedy)
     if isinstance(value, list | tuple) and any(
         isinstance(v, Array | np.ndarray) for v in jax.tree.leaves(value)
     ):
         remedy = f"make it one array first, for example with jnp.stack({name})"
-        raise error(TypeError, function, f"{name} must {what}, got a {kind} of arrays", remedy)
+        raise error(TypeError, f"{name} must {what}, got a {kind} of arrays", remedy)
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         try:
@@ -52,28 +52,28 @@ def array_dtype(function: str, name: str, value: Any, what: str) -> np.dtype[Any
         except ValueError:  # rows of different lengths
             dtype = np.dtype(object)
     if dtype == np.dtype(object):
-        raise error(TypeError, function, f"{name} must {what}, got {shown(value)}", "give one array")
+        raise error(TypeError, f"{name} must {what}, got {shown(value)}", "give one array")
     return dtype
 
 
-def numbers(function: str, name: str, value: ArrayLike) -> Array:
+def numbers(name: str, value: ArrayLike) -> Array:
     """`value` as an array of numbers; integers become float32."""
-    dtype = array_dtype(function, name, value, "hold numbers")
+    dtype = array_dtype(name, value, "hold numbers")
     if not jnp.issubdtype(dtype, jnp.number):
         remedy = f"convert it first, for example with {name}.astype(jnp.float32)"
-        raise error(TypeError, function, f"{name} must hold numbers, got dtype {dtype}", remedy)
+        raise error(TypeError, f"{name} must hold numbers, got dtype {dtype}", remedy)
     value = jnp.asarray(value)
     keep = jnp.issubdtype(value.dtype, jnp.inexact) and value.dtype not in TINY
     return value if keep else value.astype(jnp.float32)
 
 
-def real(function: str, x: Array) -> None:
+def real(x: Array) -> None:
     """x is real, for a formula that needs an order or a sign."""
     if jnp.iscomplexobj(x):
-        raise error(TypeError, function, f"x is {x.dtype}", "give its real and imaginary parts as features")
+        raise error(TypeError, f"x is {x.dtype}", "give its real and imaginary parts as features")
 
 
-def broadcastable(function: str, name: str, value: ArrayLike, x: Array, to: str = "x") -> Array:
+def broadcastable(name: str, value: ArrayLike, x: Array, to: str = "x") -> Array:
     """`value` with as many axes as x, if it broadcasts to x, which is called `to`, as in numpy."""
     value = jnp.asarray(value)
     shape, missing = value.shape, x.ndim - value.ndim
@@ -90,25 +90,22 @@ def broadcastable(function: str, name: str, value: ArrayLike, x: Array, to: str 
     elif missing > 0 and shape and all(n in (1, size) for n, size in zip(shape, x.shape, strict=False)):
         remedy = f"it has the sizes of {to}'s first axes: give {name}[..., {', '.join(['None'] * missing)}]"
     problem = f"{name} of shape {shape} does not broadcast to {to}, shape {x.shape}"
-    raise error(ValueError, function, problem, remedy)
+    raise error(ValueError, problem, remedy)
 
 
-def weights(
-    function: str, where: ArrayLike | None, x: Array, name: str = "where", to: str = "x"
-) -> Array | None:
+def weights(where: ArrayLike | None, x: Array, name: str = "where", to: str = "x") -> Array | None:
     """A mask or weights, with as many axes as x; None stays None, and so does `True`."""
     if where is None or where is True:
         return None
     word, what = option(name), "be a boolean mask or real weights"
-    dtype = array_dtype(function, word, where, what)
+    dtype = array_dtype(word, where, what)
     if not (is_real(dtype) or dtype == jnp.bool_):
         remedy = f"convert it first, for example with {word}.astype(bool)"
-        raise error(TypeError, function, f"{word} must {what}, got dtype {dtype}", remedy)
-    return broadcastable(function, name, where, x, to)
+        raise error(TypeError, f"{word} must {what}, got dtype {dtype}", remedy)
+    return broadcastable(name, where, x, to)
 
 
 def affine(
-    function: str,
     name: str,
     value: ArrayLike | None,
     x: Array,
@@ -119,7 +116,7 @@ def affine(
     """scale, bias, or another parameter, with as many axes as x; None stays None.
 
     Args:
-      function, name: what an error speaks of, and what it calls `value`.
+      name: what an error calls `value`.
       value: of the feature axes' sizes, or of any shape that broadcasts to x.
       x: the array that it is broadcast against.
       features: the feature axes; None: there are none, and `value` broadcasts.
@@ -128,24 +125,24 @@ def affine(
     """
     if value is None:
         return None
-    value = numbers(function, name, value)
+    value = numbers(name, value)
     if jnp.iscomplexobj(value) and not jnp.iscomplexobj(x):
         remedy = f"make {to} complex, or take the real part of {name}"
-        raise error(TypeError, function, f"{name} is {value.dtype} but {to} is {x.dtype}", remedy)
+        raise error(TypeError, f"{name} is {value.dtype} but {to} is {x.dtype}", remedy)
     if features is None:
-        return broadcastable(function, name, value, x, to)
+        return broadcastable(name, value, x, to)
     sizes = tuple(x.shape[a] for a in features)
     if value.shape == sizes:
         return fitted(value.reshape([n if a in features else 1 for a, n in enumerate(x.shape)]), x)
     try:
-        return broadcastable(function, name, value, x, to)
+        return broadcastable(name, value, x, to)
     except ValueError:
         problem = (
             f"{name} of shape {value.shape} is neither the sizes {sizes} of the feature axes {features} "
         )
         problem += f"nor broadcastable to {to}, shape {x.shape}"
         remedy = f"give it one of these shapes{elsewhere(value.shape, x, by)}"
-        raise error(ValueError, function, problem, remedy) from None
+        raise error(ValueError, problem, remedy) from None
 
 
 def elsewhere(shape: tuple[int, ...], x: Array, by: str, otherwise: str = "") -> str:
@@ -161,7 +158,7 @@ def elsewhere(shape: tuple[int, ...], x: Array, by: str, otherwise: str = "") ->
     return otherwise if axis is None else f", or choose {option(by)}={axis}, which has that size"
 
 
-def stats(function: str, stats: Any, x: Array, features: tuple[int, ...], of: str = "x") -> None:
+def stats(stats: Any, x: Array, features: tuple[int, ...], of: str = "x") -> None:
     """The state of a norm of x, which is called `of`.
 
     It has the sizes of the feature axes, is float32 or wider, and complex if x is.
@@ -170,9 +167,7 @@ def stats(function: str, stats: Any, x: Array, features: tuple[int, ...], of: st
     start = f"start from initial_stats({sizes}"
     for name in ("mean", "var", "weight"):
         if not hasattr(stats, name):
-            raise error(
-                TypeError, function, f"stats must be Moments, got {type(stats).__name__}", f"{start})"
-            )
+            raise error(TypeError, f"stats must be Moments, got {type(stats).__name__}", f"{start})")
         shape = jnp.shape(getattr(stats, name))
         if shape != sizes:
             problem = (
@@ -180,33 +175,33 @@ def stats(function: str, stats: Any, x: Array, features: tuple[int, ...], of: st
             )
             axis = option("feature_axis")
             remedy = f"{start}){elsewhere(shape, x, 'feature_axis', f', or choose {axis}')}"
-            raise error(ValueError, function, f"{problem}{features}", remedy)
-        wide_dtype(function, f"stats.{name}", jnp.result_type(getattr(stats, name)))
+            raise error(ValueError, f"{problem}{features}", remedy)
+        wide_dtype(f"stats.{name}", jnp.result_type(getattr(stats, name)))
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         problem = f"{of} is {x.dtype} but stats.mean is {jnp.result_type(stats.mean)}"
         remedy = f"{start}, dtype=jnp.{promoted(x.dtype, jnp.complex64).name})"
-        raise error(TypeError, function, problem, remedy)
+        raise error(TypeError, problem, remedy)
 
 
-def one_shape(function: str, name: str, m: Fields, shape: tuple[int, ...] | None = None) -> Fields:
+def one_shape(name: str, m: Fields, shape: tuple[int, ...] | None = None) -> Fields:
     """Moments as arrays, whose fields all have one shape: `shape`, if that is not None."""
     fields = getattr(m, "_fields", None)
     if fields is None:
         problem = f"{name} must be Moments, got {shown(m)}"
-        raise error(TypeError, function, problem, "take them with moments(x, axis)")
-    arrays = [numbers(function, f"{name}.{f}", v) for f, v in zip(fields, m, strict=True)]
+        raise error(TypeError, problem, "take them with moments(x, axis)")
+    arrays = [numbers(f"{name}.{f}", v) for f, v in zip(fields, m, strict=True)]
     shapes = [v.shape for v in arrays]
     if len({*shapes, shapes[0] if shape is None else shape}) > 1:
         problem = f"{name} has fields of shapes {shapes}, which must be one shape"
         problem += "" if shape is None else f", {shape}"
-        raise error(ValueError, function, problem, "broadcast them first")
+        raise error(ValueError, problem, "broadcast them first")
     return type(m)(*arrays)
 
 
-def wide_dtype(function: str, name: str, dtype: DTypeLike) -> np.dtype[Any]:
+def wide_dtype(name: str, dtype: DTypeLike) -> np.dtype[Any]:
     """A dtype that statistics may have."""
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
         remedy = "keep statistics in float32 or wider, for example jnp.float32"
-        raise error(TypeError, function, f"{name} is {dtype}, in which averages stall", remedy)
+        raise error(TypeError, f"{name} is {dtype}, in which averages stall", remedy)
     return dtype

@@ -25,13 +25,14 @@ class Caller(NamedTuple):
     words: Mapping[str, str]  # the function's name of an option: the user's
 
 
-_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+_NOBODY = Caller("jaxnorm", {})
+_caller: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
 
 
 @contextmanager
 def calling(name: str, words: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Inside, errors speak of `name` and in these words; inside another call they speak of that one."""
-    if _caller.get() is not None:
+    if _caller.get() is not _NOBODY:
         yield
         return
     token = _caller.set(Caller(name, words))
@@ -41,23 +42,25 @@ def calling(name: str, words: Mapping[str, str] = MappingProxyType({})) -> Itera
         _caller.reset(token)
 
 
-def error(kind: type[E], function: str, problem: str, remedy: str) -> E:
-    """An error of that kind, `function: problem; remedy.`
+def error(kind: type[E], problem: str, remedy: str) -> E:
+    """An error of that kind, `caller: problem; remedy.`, where the caller is what the user called.
 
     Args:
       kind: ValueError, for example.
-      function: what raises it, which is not named if the user called something else.
       problem: what was expected, and what came.
       remedy: what to do.
     """
-    caller = _caller.get()
-    return kind(f"{function if caller is None else caller.name}: {problem}; {remedy}.")
+    return kind(f"{caller()}: {problem}; {remedy}.")
+
+
+def caller() -> str:
+    """The name of what the user called."""
+    return _caller.get().name
 
 
 def option(name: str) -> str:
     """The user's word for the option that the functions call `name`."""
-    caller = _caller.get()
-    return name if caller is None else caller.words.get(name, name)
+    return _caller.get().words.get(name, name)
 
 
 # ---------------------------------------------------------------- words of other frameworks
@@ -126,11 +129,10 @@ _WORDS: dict[str, dict[str, str]] = {
 }
 
 
-def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> None:
+def translate(raised: TypeError, *signatures: inspect.Signature) -> None:
     """Raise an error that names our option, if `raised` is Python's of a keyword of another framework.
 
     Args:
-      name: what the user called.
       raised: the error.
       signatures: of what was called; of a layer, its constructor and its call.
     """
@@ -145,9 +147,7 @@ def translate(name: str, raised: TypeError, *signatures: inspect.Signature) -> N
         listed, remark = fitting[0].replace(" and ", "` and `"), candidates[fitting[0]]
         verb = "are" if " and " in fitting[0] else "is"
         remark = f", {remark}" if remark else ""
-        raise error(
-            TypeError, name, f"{word} is not an option", f"jaxnorm's {verb} `{listed}`{remark}"
-        ) from None
+        raise error(TypeError, f"{word} is not an option", f"jaxnorm's {verb} `{listed}`{remark}") from None
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
@@ -160,7 +160,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             try:
                 return function(*args, **options)
             except TypeError as raised:
-                translate(name, raised, signature)
+                translate(raised, signature)
                 raise
 
     return call
@@ -178,15 +178,16 @@ class Named:
                 setattr(cls, name, _saying_ours(method))
 
 
-def _saying_ours(method: Any) -> Any:
+def _saying_ours(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: Any, *args: Any, **options: Any) -> Any:
+    def call(self: Named, *args: Any, **options: Any) -> Any:
         try:
             return method(self, *args, **options)
         except TypeError as raised:
             layer = type(self)
             made = getattr(layer, "__signature__", None) or inspect.signature(layer.__init__)
-            translate(layer.__name__, raised, made, inspect.signature(layer.__call__))
+            with calling(layer.__name__):
+                translate(raised, made, inspect.signature(layer.__call__))
             raise
 
     call.__dict__["says_ours"] = True

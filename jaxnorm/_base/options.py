@@ -6,7 +6,7 @@ computing an array is not waited for.
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def traced(value: object) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def readable(value: Any) -> np.ndarray[Any, Any] | None:
+def readable(value: object) -> np.ndarray[Any, Any] | None:
     """A value as a numpy array; None if it cannot be read without waiting."""
     array: Any = value  # jax.Array, as mypy knows it, has no is_ready
     if traced(value) or (isinstance(value, Array) and not (array.is_fully_addressable and array.is_ready())):
@@ -47,7 +47,7 @@ def is_real(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def _array(value: Any) -> Any:
+def _array(value: ArrayLike) -> Array | np.ndarray[Any, Any]:
     return value if isinstance(value, Array) else np.asarray(value)
 
 
@@ -60,81 +60,79 @@ def _is_number(value: ArrayLike, holds: Callable[[Any], Any]) -> bool:
     return number is None or bool(holds(number))
 
 
-def epsilon(function: str, value: ArrayLike) -> Array:
+def epsilon(value: ArrayLike) -> Array:
     """epsilon >= 0 as a scalar without a gradient."""
     if not _is_number(value, lambda v: v >= 0):
         problem = f"{option('epsilon')}={shown(value)} is not a number >= 0"
-        raise error(ValueError, function, problem, "it is added to the variance: choose, for example, 1e-5")
+        raise error(ValueError, problem, "it is added to the variance: choose, for example, 1e-5")
     return lax.stop_gradient(jnp.asarray(value)) if traced(value) else jnp.asarray(value)
 
 
-def decay(function: str, value: ArrayLike) -> None:
+def decay(value: ArrayLike) -> None:
     """The weight of the old average, in [0, 1]."""
     remedy = (
         "it is the fraction of the OLD average that is kept, 1 - PyTorch's momentum: choose, for example, "
     )
-    _fraction(function, "decay", value, f"{remedy}0.99")
-
-
-def alpha(function: str, value: ArrayLike) -> None:
-    """The share of the stored statistics in a blend, in [0, 1]."""
-    remedy = "it is the share of stats, 1 - alpha that of the batch: choose, for example, 0.9"
-    _fraction(function, "alpha", value, remedy)
-
-
-def _fraction(function: str, name: str, value: ArrayLike, remedy: str) -> None:
     if not _is_number(value, lambda v: (v >= 0) & (v <= 1)):
-        raise error(ValueError, function, f"{option(name)}={shown(value)} is outside [0, 1]", remedy)
+        problem = f"{option('decay')}={shown(value)} is outside [0, 1]"
+        raise error(ValueError, problem, f"{remedy}0.99")
 
 
-def at_least(function: str, name: str, value: ArrayLike, least: float) -> None:
+def alpha(value: ArrayLike) -> None:
+    """The share of the stored statistics in a blend, in [0, 1]: a number, or an array of them."""
+    remedy = f"it is the share of stats, 1 - {option('alpha')} that of the batch: choose, for example, 0.9"
+    array = _array(value)
+    numbers = readable(value) if is_real(array.dtype) else np.asarray(-1)
+    if numbers is not None and not np.all((numbers >= 0) & (numbers <= 1)):
+        raise error(ValueError, f"{option('alpha')}={shown(value)} is outside [0, 1]", remedy)
+
+
+def at_least(name: str, value: ArrayLike, least: float) -> None:
     """A real number, or an array of them, none below `least`."""
     remedy = f"choose {least} or more"
     if not is_real(_array(value).dtype):
-        raise error(TypeError, function, f"{option(name)} must be a number, got {shown(value)}", remedy)
+        raise error(TypeError, f"{option(name)} must be a number, got {shown(value)}", remedy)
     numbers = readable(value)
     if numbers is not None and not np.all(numbers >= least):
-        raise error(ValueError, function, f"{option(name)}={shown(value)} is too small", remedy)
+        raise error(ValueError, f"{option(name)}={shown(value)} is too small", remedy)
 
 
-def integer(
-    function: str, name: str, value: Any, *, least: int | None = None, remedy: str = "give a Python int"
-) -> int:
+def integer(name: str, value: object, *, least: int | None = None, remedy: str = "give a Python int") -> int:
     """A static int, as Python has it, and not below `least`."""
     try:
-        found = operator.index(value)
+        found = operator.index(cast(SupportsIndex, value))
     except TypeError:
         problem = f"{option(name)} must be an int, got {shown(value)}"
-        raise error(TypeError, function, problem, remedy) from None
+        raise error(TypeError, problem, remedy) from None
     if least is not None and found < least:
-        raise error(ValueError, function, f"{option(name)}={found} is too small", remedy)
+        raise error(ValueError, f"{option(name)}={found} is too small", remedy)
     return found
 
 
-def choice(function: str, name: str, value: object, choices: tuple[object, ...]) -> None:
+def choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """One of a few values."""
     if value not in choices:
         problem = f"{option(name)}={shown(value)} is not known"
-        raise error(ValueError, function, problem, f"choose {' or '.join(map(repr, choices))}")
+        raise error(ValueError, problem, f"choose {' or '.join(map(repr, choices))}")
 
 
-def train(function: str, value: bool | ArrayLike, name: str = "train") -> bool | Array:
+def train(value: bool | ArrayLike, name: str = "train") -> bool | Array:
     """A switch called `name`: a Python bool, or a boolean scalar that is known when the program runs."""
     array = _array(value)
     if array.ndim or array.dtype != np.bool_:
         batch, stored = ("True", "False") if name == "train" else ("False", "True")
         remedy = f"pass {batch} for the batch's statistics, {stored} for the stored ones, or a traced "
         remedy += "boolean scalar"
-        raise error(TypeError, function, f"{name} must be a bool, got {shown(value)}", remedy)
+        raise error(TypeError, f"{name} must be a bool, got {shown(value)}", remedy)
     return value if isinstance(value, Array) else bool(value)
 
 
 # The options whose values are checked in every public function that has them, by name.
-VALUES: dict[str, Callable[[str, Any], Any]] = {
+VALUES: dict[str, Callable[[Any], Any]] = {
     "epsilon": epsilon,
     "decay": decay,
     "train": train,
-    "r_max": lambda function, value: at_least(function, "r_max", value, 1),
-    "d_max": lambda function, value: at_least(function, "d_max", value, 0),
-    "clip": lambda function, value: at_least(function, "clip", value, 0),
+    "r_max": lambda value: at_least("r_max", value, 1),
+    "d_max": lambda value: at_least("d_max", value, 0),
+    "clip": lambda value: at_least("clip", value, 0),
 }

@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.arithmetic import choose
+from jaxnorm._base.arithmetic import choose, divide
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import state_as
@@ -46,59 +46,53 @@ def ema(old: State, new: State, *, decay: ArrayLike) -> State:
     >>> float(jn.ema(jn.initial_stats((), weight=0.0), batch, decay=0.9).mean)
     5.0
     """
-    check.decay("ema", decay)
-    _check_states("ema", old, new)
+    check.decay(decay)
+    _check_states(old, new)
+    return averaged(old, new, decay)
+
+
+def averaged(old: State, new: State, decay: ArrayLike) -> State:
+    """`ema` without its checks; `decay` may also be an array that broadcasts to the weight."""
     before = cast(Any, type(old)(*map(jnp.asarray, old)))
     batch = state_as(type(new)(*map(jnp.asarray, new)), before)
     rate = 1 - jnp.asarray(decay, before.weight.dtype)
     weight = before.weight + rate * (1 - before.weight)
     # the first step is 1, also where division is not rounded to the nearest
-    step = choose(before.weight > 0, rate / choose(weight > 0, weight, 1), jnp.ones_like(weight))
-    # Whether 0 < rate < 1 for certain, which saves two selects. An array is not asked for its value.
-    partial = not isinstance(decay, Array) and 0 < float(cast(Any, decay)) < 1
-    changes = batch.weight > 0 if partial else (batch.weight > 0) & (rate > 0)
+    step = choose(before.weight > 0, divide(rate, weight), 1)
+    changes = (batch.weight > 0) & (rate > 0)
 
     def average(v: Array, n: Array) -> Array:
         """v + step * (n - v): exactly n where step is 1, and exactly v where nothing changes."""
         n = n.astype(v.dtype)
-        here = _with_axes_of(v, step).astype(v.dtype)
-        start = choose(_with_axes_of(v, before.weight > 0), v, 0)
-        mean = start + here * (n - start)
-        mean = mean if partial else choose(here >= 1, n, mean)
-        return choose(_with_axes_of(v, changes), mean, v)
+        here = with_axes_of(v, step).astype(v.dtype)
+        start = choose(with_axes_of(v, before.weight > 0), v, 0)
+        mean = choose(here >= 1, n, start + here * (n - start))
+        return choose(with_axes_of(v, changes), mean, v)
 
     fields = {f: average(getattr(before, f), getattr(batch, f)) for f in before._fields if f != "weight"}
     return state_as(before._replace(weight=choose(changes, weight, before.weight), **fields), before)
 
 
-def _with_axes_of(v: Array, weight: Array) -> Array:
+def with_axes_of(v: Array, weight: Array) -> Array:
     """`weight`, whose shape is a prefix of v's, with as many axes as v."""
     return weight.reshape(weight.shape + (1,) * (v.ndim - weight.ndim))
 
 
-def finite_or_unseen(state: Any) -> Any:
-    """`state` with weight 0 where any field is not finite, so that it is not averaged."""
-    good = jnp.asarray(True)
-    for field in state:
-        good &= jnp.isfinite(field)
-    return state._replace(weight=choose(good, state.weight, 0))
-
-
-def _check_states(function: str, old: Any, new: Any) -> None:
+def _check_states(old: Any, new: Any) -> None:
     """Two states of one kind, whose weight's shape is a prefix of every other field's."""
     for name, state in (("old", old), ("new", new)):
         if "weight" not in getattr(state, "_fields", ()):
             problem = f"{name} must be a NamedTuple with a field `weight`, got {type(state).__name__}"
-            raise error(TypeError, function, problem, "use, for example, jaxnorm.Moments")
+            raise error(TypeError, problem, "use, for example, jaxnorm.Moments")
     alike = "the two must be alike"
     if new._fields != old._fields:
         problem = f"old has the fields {old._fields}, new {new._fields}"
-        raise error(TypeError, function, problem, alike)
+        raise error(TypeError, problem, alike)
     for field, was, now in zip(old._fields, map(jnp.shape, old), map(jnp.shape, new), strict=True):
         if was != now:
-            raise error(ValueError, function, f"old.{field} has shape {was}, new.{field} {now}", alike)
+            raise error(ValueError, f"old.{field} has shape {was}, new.{field} {now}", alike)
         prefix = jnp.shape(old.weight)
         if was[: len(prefix)] != prefix:
             problem = f"weight of shape {prefix} is not a prefix of the shape of {field}, {was}"
             remedy = f"give one weight for all, or one for each entry of {field}'s first axes"
-            raise error(ValueError, function, problem, remedy)
+            raise error(ValueError, problem, remedy)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import plus, times, wide
 from jaxnorm._base.compilation import compiled
-from jaxnorm._core.normalize import given, known
+from jaxnorm._core.normalize import mean_and_var, normalize_by
 from jaxnorm._core.types import Moments
 
 
@@ -48,7 +48,7 @@ def standardize(
     Array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
     """
-    return given(*_arguments("standardize", "x", x, m, scale, bias, epsilon), dtype=dtype)
+    return normalize_by(*_arguments("x", x, m, scale, bias, epsilon), dtype=dtype)
 
 
 @compiled
@@ -72,12 +72,13 @@ def unstandardize(
     >>> bool(jnp.allclose(jn.unstandardize(jn.standardize(x, m), m), x))
     True
     """
-    y, m, scale, bias, least = _arguments("unstandardize", "y", y, m, scale, bias, epsilon)
+    y, m, scale, bias, least = _arguments("y", y, m, scale, bias, epsilon)
     out = dtype or y.dtype
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
+    # Reverse mode keeps y in its own dtype and recomputes the rest: a bfloat16 y leaves no float32 copy.
+    @partial(jax.checkpoint, prevent_cse=False)
     def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
-        mean, var = known(m)
+        mean, var = mean_and_var(m)
         x = plus(y.astype(wide(y.dtype)), None if bias is None else -bias)
         if scale is not None:
             x = times(x, 1 / scale.astype(wide(scale.dtype)))
@@ -87,7 +88,6 @@ def unstandardize(
 
 
 def _arguments(
-    function: str,
     name: str,
     x: ArrayLike,
     m: Moments,
@@ -96,10 +96,10 @@ def _arguments(
     epsilon: float | Array,
 ) -> tuple[Array, Moments, Array | None, Array | None, Array]:
     """The arguments of both, checked, as arrays of as many axes as x, which is called `name`."""
-    x = check.numbers(function, name, x)
+    x = check.numbers(name, x)
     fields = (
-        check.broadcastable(function, f"m.{f}", check.numbers(function, f"m.{f}", v), x, name)
+        check.broadcastable(f"m.{f}", check.numbers(f"m.{f}", v), x, name)
         for f, v in zip(("mean", "var", "weight"), m, strict=True)
     )
-    scale, bias = (check.affine(function, f, v, x, None, name) for f, v in (("scale", scale), ("bias", bias)))
-    return x, Moments(*fields), scale, bias, check.epsilon(function, epsilon)
+    scale, bias = (check.affine(f, v, x, None, name) for f, v in (("scale", scale), ("bias", bias)))
+    return x, Moments(*fields), scale, bias, check.epsilon(epsilon)

@@ -22,8 +22,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import TINY, is_float8, promoted
-from jaxnorm._base.collectives import with_groups
+from jaxnorm._base.collectives import bound, with_groups
 from jaxnorm._base.messages import calling
+from jaxnorm._layers import watching
 
 Axes = int | Sequence[int]
 Shape = tuple[int, ...]
@@ -69,21 +70,28 @@ def normalize(
         options |= {"where": where(mask, weights), **({} if initializing else devices(layer))}
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # its parameters are complex
+    if watching.on() and not state:
+        watching.tell_input(layer, x, options.get("where"), parameters)
     with calling(type(layer).__name__, words(layer, mask)):
         return layer.normalize(x, *state, **options)
 
 
 def devices(layer: Any) -> dict[str, Any]:
-    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name."""
-    if layer.axis_name is None:
+    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name.
+
+    `diagnose` may call a model outside of its devices: the batch is then whole.
+    """
+    if layer.axis_name is None or (watching.on() and not bound(layer.axis_name, option=None).names):
         return {}
-    return {"axis_name": with_groups(type(layer).__name__, layer.axis_name, layer.axis_index_groups)}
+    with calling(type(layer).__name__):
+        return {"axis_name": with_groups(layer.axis_name, layer.axis_index_groups)}
 
 
 def words(layer: Any, mask: Any = None) -> dict[str, str]:
     """A layer's words for the options of its function."""
-    features = "feature_axes" if hasattr(layer, "feature_axes") else "axis"
+    features = _features_option(layer)
     return {
+        "alpha": "blend",
         "where": "weights" if mask is None else "mask",
         "decay": "momentum",
         "train": "use_running_average",
@@ -107,16 +115,21 @@ def where(mask: ArrayLike | None, weights: ArrayLike | None) -> ArrayLike | None
 
 
 def feature_axes(layer: Any) -> Axes:
-    """The axes that have parameters of their own: `feature_axes`, batch norm's `axis`, or the last."""
-    return getattr(layer, "feature_axes", getattr(layer, "axis", -1))
+    """The axes that have parameters of their own: batch norm's are `axis`, group norm's `feature_axis`."""
+    return getattr(layer, _features_option(layer), -1)
+
+
+def _features_option(layer: Any) -> str:
+    """The layer's name of the option that chooses them."""
+    return next((name for name in ("feature_axes", "feature_axis") if hasattr(layer, name)), "axis")
 
 
 def feature_shape(layer: Any, x: Array) -> Shape:
     """The sizes of x's feature axes, ascending: the shape of one value a feature."""
     with calling(type(layer).__name__, words(layer)):
         if not isinstance(x, Array | np.ndarray):
-            x = check.numbers("layer", "x", x)
-        return tuple(x.shape[a] for a in check.axes("layer", feature_axes(layer), x, "feature_axis"))
+            x = check.numbers("x", x)
+        return tuple(x.shape[a] for a in check.axes(feature_axes(layer), x, "feature_axis"))
 
 
 def affine(layer: Any, features: Shape) -> dict[str, Shape]:
@@ -178,35 +191,33 @@ def rows(layer: Any) -> dict[str, Any]:
     }
 
 
-def groups(
-    layer: str, channels: int, num_groups: Any, group_size: Any, *, of: str = "channels"
-) -> tuple[int, int]:
+def groups(channels: int, num_groups: Any, group_size: Any, *, of: str = "channels") -> tuple[int, int]:
     """How many groups a group norm has, and their size. The errors are Flax's sentences.
 
     Args:
-      layer: its name.
       channels: how many.
       num_groups, group_size: one of them, ints.
       of: what Flax calls the channels.
     """
     if (num_groups is None) == (group_size is None):
         raise ValueError(
-            f"{layer}: Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
+            "GroupNorm: Either `num_groups` or `group_size` should be specified. If `group_size` is to be "
             "specified, pass `num_groups=None` as argument to override the default `num_groups` value of 32. "
             f"Got num_groups={num_groups} and group_size={group_size}."
         )
+    name, value = ("group_size", group_size) if num_groups is None else ("num_groups", num_groups)
+    with calling("GroupNorm"):
+        count = size = check.integer(name, value)
     if num_groups is None:
-        size = check.integer(layer, "group_size", group_size)
         if size < 1 or channels % size:
             raise ValueError(
-                f"{layer}: Number of {of} ({channels}) is not multiple of the group size ({size}). Choose a "
-                f"divisor of {channels}."
+                f"GroupNorm: Number of {of} ({channels}) is not multiple of the group size ({size}). Choose "
+                f"a divisor of {channels}."
             )
         return channels // size, size
-    count = check.integer(layer, "num_groups", num_groups)
     if count < 1 or channels % count:
         raise ValueError(
-            f"{layer}: Number of groups ({count}) does not divide the number of channels ({channels}). "
+            f"GroupNorm: Number of groups ({count}) does not divide the number of channels ({channels}). "
             f"Choose a divisor of {channels}."
         )
     return count, channels // count
@@ -214,12 +225,16 @@ def groups(
 
 def check_reduced(layer: Any, x: Array) -> None:
     """Flax's group norm is over the channels, too."""
-    reduced = layer.reduction_axes
-    if reduced is not None and x.ndim - 1 not in check.axes("GroupNorm", reduced, x, "reduction_axes"):
-        raise ValueError(
-            "GroupNorm: The reduction axes must include the final dimension as this is assumed to be "
-            f"the feature axis. Got reduction_axes={reduced} for x, shape {x.shape}: add -1."
+    reduced, axis = layer.reduction_axes, layer.feature_axis
+    (channels,) = check.axes((axis,), x, "feature_axis")
+    if reduced is None or channels in check.axes(reduced, x, "reduction_axes"):
+        return
+    problem = f"The reduction axes must include feature_axis={axis}."
+    if axis == -1:  # Flax's sentence
+        problem = (
+            "The reduction axes must include the final dimension as this is assumed to be the feature axis."
         )
+    raise ValueError(f"GroupNorm: {problem} Got reduction_axes={reduced} for x, shape {x.shape}: add {axis}.")
 
 
 # ---------------------------------------------------------------- dtypes

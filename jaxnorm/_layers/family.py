@@ -6,6 +6,7 @@ from typing import Any
 from jax import Array
 
 from jaxnorm._base import checks as check
+from jaxnorm._base.messages import calling
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.standardize import unstandardize
 from jaxnorm._layers import calls as layers
@@ -31,7 +32,8 @@ def restore(layer: Any, y: Array, m: Moments, stored: Mapping[str, Array]) -> Ar
       m: of x.
       stored: its scale and bias, by name.
     """
-    axes = check.axes(type(layer).__name__, layers.feature_axes(layer), y)
+    with calling(type(layer).__name__):
+        axes = check.axes(layers.feature_axes(layer), y)
     shape = [n if a in axes else 1 for a, n in enumerate(y.shape)]
     affine = {name: value.reshape(shape) for name, value in stored.items()}
     return unstandardize(y, m, epsilon=layer.epsilon, **affine)

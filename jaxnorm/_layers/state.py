@@ -6,10 +6,13 @@ A `layer` is as in `calls`, with batch norm's fields, and with
     initial_stats(features, dtype) -> stats        at the start, of weight 0
     at_step(value) -> value                        of what may be a schedule
     schedules                                      the names of the fields that may be one
+    averages_instances                             whether mean and var are means over instances
+    uses_stats                                     what it needs stored statistics for, if it does
 
-It stores them by name: `mean`, `var`, and what its options ask for of `weight` and `step`.
+It stores them by name: `mean`, `var`, and what its options ask for.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,11 +22,17 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.messages import calling
+from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import watching
+from jaxnorm._norms.microbatches import Pending, initial_pending
 
 STATS = "mean", "var", "weight"
+SAMPLE = "measured_sample"  # of a norm that is measured: see `recalibration`
+# what `every_k` keeps: the moments since the last update of the average, the calls and the places
+PENDING = "pending_mean", "pending_var", "pending_weight", "pending_calls", "pending_places"
+SKIPPED = "skipped_channels", "skipped_batches"
 
 
 def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen: bool) -> tuple[Any, Any]:
@@ -32,78 +41,67 @@ def mode(layer: Any, use_running_average: Any, update_stats: bool | None, frozen
     They are two questions. Flax asks the first; its answer to the second, where the batch's are used, is that
     of `update_stats=None`, in the call and in the layer.
     """
+    if update_stats is None:
+        update_stats = layer.update_stats
+    if not layer.track_stats:
+        _refuse_stored(layer, {"update_stats=True": bool(update_stats), "a frozen layer": frozen})
+        return True, False
     if frozen:
         return False, False
     with calling(type(layer).__name__):
-        use_running_average = check.train("layer", use_running_average, "use_running_average")
+        use_running_average = check.train(use_running_average, "use_running_average")
     traced = check.traced(use_running_average)
     train = jnp.logical_not(use_running_average) if traced else not use_running_average
-    if update_stats is None:
-        update_stats = layer.update_stats
     return train, train if update_stats is None else bool(update_stats)
 
 
-def normalize_and_update(
-    layer: Any,
-    x: Array,
-    parameters: dict[str, Array],
-    stored: dict[str, Array],
-    *,
-    train: Any,
-    updated: Any,
-    **call: Any,
-) -> tuple[Array, dict[str, Array]]:
-    """y, and the statistics to store, shaped as they came in: none where nothing is stored.
+def _refuse_stored(layer: Any, options: Mapping[str, bool]) -> None:
+    """A ValueError for the first option that is set and that a layer without statistics cannot have."""
+    for option, is_set in options.items():
+        if is_set:
+            problem = f"{option} needs stored statistics, and track_stats=False keeps none"
+            with calling(type(layer).__name__):
+                raise error(ValueError, problem, "leave out one of the two")
+
+
+def tell(
+    layer: Any, x: Array, stored: Mapping[str, Array], *, mask: Any = None, weights: Any = None, **_: Any
+) -> None:
+    """Tell `diagnose` of a call, if it asks.
 
     Args:
-      layer, x, parameters: as for `calls.normalize`.
-      stored: the statistics that `names` lists, by name; what is not stored yet, at its start.
-      train: whether the batch's statistics normalize, a bool or traced.
-      updated: whether the statistics are updated: a bool, or `train`.
-      call: the options of `calls.normalize`, and what else `normalize` takes.
+      layer: the norm.
+      x: what it was called with.
+      stored: its statistics by name; none with `track_stats=False`.
+      mask, weights: of the call, whose other options do not matter.
     """
-
-    def norm(train: Any) -> tuple[Array, Any]:
-        options = {"decay": layer.at_step(layer.momentum), "feature_axis": layer.axis, **call}
-        if layer.unbiased:
-            options["unbiased"] = True
-        stats = moments(layer, x, stored, train)
-        return layers.normalize(layer, x, parameters, stats, train=train, **options)
-
-    y, new = norm(train)
-    if updated is False:
-        return y, {}
-    if updated is True and train is not True:
-        _, new = norm(True)  # in a compiled program its y costs nothing
-    values = dict(zip(STATS, new, strict=True))
-    if "weight" in stored and check.traced(updated):
-        values["weight"] = jnp.where(
-            updated, values["weight"].reshape(stored["weight"].shape), stored["weight"]
-        )
-    if "step" in stored:
-        values["step"] = stored["step"] + jnp.asarray(updated, jnp.int32)
-    # an eager reshape is a dispatch
-    return y, {
-        name: value if (value := values[name]).shape == old.shape else value.reshape(old.shape)
-        for name, old in stored.items()
-    }
+    if watching.on():
+        features = check.axes(layers.feature_axes(layer), x, "feature_axis")
+        axes = [axis for axis in range(x.ndim) if axis not in features]
+        size = stored["mean"].size if "mean" in stored else 0
+        watching.tell_statistics(layer, x, layers.where(mask, weights), axes, size)
 
 
-def moments(layer: Any, x: Array, stored: dict[str, Array], train: Any) -> Moments:
-    """The stored statistics as the state of a function whose features are on these axes of x.
-
-    Where `var` has an axis more than `mean` they are the covariances of groups, and none is reshaped.
-    """
+def moments(layer: Any, x: Array, stored: Mapping[str, Array], train: Any) -> Moments:
+    """The stored statistics as the state of a function whose features are on these axes of x."""
     mean, var, weight = widened(layer, stored, train)
     if weight is None:
         weight = np.ones(mean.shape[: mean.ndim * 2 - var.ndim], var.dtype)  # numpy's: no dispatch
+    return shaped(layer, x, mean, var, weight)
+
+
+def shaped(layer: Any, x: Array, mean: Array, var: Array, weight: Any) -> Moments:
+    """Statistics in the shape of x's features.
+
+    Where `var` has an axis more than `mean` they are the covariances of groups, and none is reshaped.
+    """
     if var.ndim > mean.ndim:
         return Moments(mean, var, weight)
     shape = layers.feature_shape(layer, x)
     return Moments(*(layers.per_feature(layer, v, x, shape) for v in (mean, var, weight)))
 
 
-def widened(layer: Any, stored: dict[str, Array], train: Any) -> tuple[Array, Array, Any]:
+def widened(layer: Any, stored: Mapping[str, Array], train: Any) -> tuple[Array, Array, Any]:
     """Mean, var and weight, of what is stored, for a call; a weight of None is 1."""
     mean, var = (v if v.dtype == jnp.float32 else layers.widen(v) for v in (stored["mean"], stored["var"]))
     weight = stored.get("weight")
@@ -125,20 +123,62 @@ def _initial(mean: Array, var: Array, axes: int) -> Array:
     return of_mean & of_var
 
 
-def names(layer: Any) -> list[str]:
-    """What is stored: Flax's two, and what a debiased or cumulative average or a schedule needs."""
+def names(layer: Any, is_stored: Callable[[str], bool] = lambda name: False) -> list[str]:
+    """What is stored: Flax's two, and what options need.
+
+    Args:
+      layer: with its options.
+      is_stored: whether there is something of that name. What `every_k` has gathered is used up, whatever
+        `every_k` is now.
+    """
+    every_k = count(layer, "every_k")
+    if not layer.track_stats:
+        if layer.uses_stats:
+            problem = f"track_stats=False keeps no statistics, which are needed {layer.uses_stats}"
+            with calling(type(layer).__name__):
+                raise error(ValueError, problem, "choose BatchNorm")
+        needs = {f"every_k={every_k}": every_k > 1, f"blend={layer.blend}": layer.blend is not None}
+        _refuse_stored(layer, {**needs, "count_skipped=True": layer.count_skipped})
+        return []
+    if layer.averages_instances and layer.momentum is None:
+        with calling(type(layer).__name__):
+            problem = "momentum=None is a cumulative average, which this norm does not keep"
+            raise error(ValueError, problem, "choose the fraction of the OLD average that is kept, as 0.9")
     stored = ["mean", "var"]
     if layer.debias or layer.momentum is None:
         stored.append("weight")
     if any(callable(getattr(layer, name)) for name in layer.schedules):
         stored.append("step")
+    if every_k > 1 or is_stored(PENDING[0]):
+        stored.extend(PENDING)
+    if layer.count_skipped:
+        stored.extend(SKIPPED)
+    if is_stored(SAMPLE):
+        stored.append(SAMPLE)
     return stored
 
 
 def start(layer: Any, features: layers.Shape, dtype: DTypeLike) -> dict[str, Array]:
-    """All that may be stored, at the start."""
+    """All that may be stored, at the start; no two are one array, so that all can be donated."""
     stats = layer.initial_stats(features, dtype)
-    return {**dict(zip(STATS, stats, strict=True)), "step": jnp.zeros((), jnp.int32)}
+    zero = jnp.zeros((), jnp.int32)
+    return {
+        **dict(zip(STATS, stats, strict=True)),
+        "step": zero,
+        **by_name(initial_pending(stats)),
+        "skipped_channels": jnp.zeros_like(stats[-1], jnp.int32),
+        "skipped_batches": jnp.zeros_like(zero),
+    }
+
+
+def by_name(pending: Pending) -> dict[str, Array]:
+    """What `every_k` keeps, by the names in `PENDING`."""
+    return dict(zip(PENDING, (*pending.moments, pending.calls, pending.places), strict=True))
+
+
+def without_pending(stored: Mapping[str, Array]) -> dict[str, Array]:
+    """The statistics of a layer, by name, with nothing gathered by `every_k`."""
+    return {name: jnp.zeros_like(v) if name in PENDING else v for name, v in stored.items()}
 
 
 def at_step(layer: Any, value: Any, step: Array | None) -> Any:
@@ -156,8 +196,8 @@ def at_step(layer: Any, value: Any, step: Array | None) -> Any:
 
 def count(layer: Any, field: str) -> int:
     """A field that says how many there are."""
-    name, remedy = type(layer).__name__, "choose 1 or more"
-    return check.integer(name, field, getattr(layer, field), least=1, remedy=remedy)
+    with calling(type(layer).__name__):
+        return check.integer(field, getattr(layer, field), least=1, remedy="choose 1 or more")
 
 
 def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
@@ -172,10 +212,10 @@ def start_dtype(layer: Any, x: Array, dtype: DTypeLike) -> DTypeLike:
     return layers.mean_dtype(least, x.dtype, dtype)
 
 
-def nothing_chosen(function: str, filter: Any, found: list[str]) -> str:
+def nothing_chosen(filter: Any, found: list[str]) -> ValueError:
     """What `freeze` says where its filter chooses nothing that keeps statistics."""
     there = ", ".join(name or "the model itself" for name in found) or "none that keeps statistics"
-    return f"{function}: filter={filter!r} chooses no batch norm; there is: {there}."
+    return error(ValueError, f"filter={filter!r} chooses no batch norm", f"there is: {there}")
 
 
 def mark(var: Any) -> Any:

@@ -1,13 +1,15 @@
 """What the layers that normalize the weights of another layer share."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 from jax import Array
 
-from jaxnorm._base.messages import calling
+from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import watching
 from jaxnorm._norms import spectral as _spectral
 from jaxnorm._norms import weights as _weights
 
@@ -16,6 +18,8 @@ def weight_norm(layer: Any, v: Array, scale: Array | None) -> Array:
     """The weights of length `scale` (1 where it is None) and of v's direction."""
     dtype = layers.result_dtype(layer, v, scale)
     options = {"feature_axis": layer.feature_axes, "epsilon": layer.epsilon, "select": _every}
+    if watching.on():
+        watching.tell_input(layer, v, None, {})
     with calling(type(layer).__name__, layers.words(layer)):
         return _weights.weight_norm(v, scale=scale, dtype=dtype, **options)
 
@@ -32,6 +36,8 @@ def spectral_norm(layer: Any, v: Array, u: Array, sigma: Array) -> tuple[Array, 
     """The matrix v by its largest singular value, and the new u and sigma."""
     dtype = layers.result_dtype(layer, v, u)
     options = {"n_steps": layer.n_steps, "epsilon": layer.epsilon, "dtype": dtype}
+    if watching.on():
+        watching.tell_input(layer, v, None, {})
     with calling(type(layer).__name__):
         w, stats = _spectral.spectral_norm(v, _spectral.SpectralStats(u, sigma), **options)
     return w, stats._asdict()
@@ -47,6 +53,17 @@ def is_matrix(layer: Any, v: Array) -> bool:
             "a matrix, or leave error_on_non_matrix out to flatten the leading axes."
         )
     return True
+
+
+def nothing_to_bake(remedy: str) -> ValueError:
+    """The error of `bake` where no weights are normalized."""
+    return error(ValueError, "the model has no WeightNorm and no SpectralNorm", remedy)
+
+
+def wrapped_elsewhere(places: Sequence[str]) -> ValueError:
+    """The error of `bake` for a layer that is in a wrapper and, at other places, in none."""
+    problem = f"a layer in a WeightNorm or SpectralNorm is elsewhere, too: {', '.join(sorted(places))}"
+    return error(ValueError, problem, "the other uses would change: bake a model with copies")
 
 
 def _every(*_: Any) -> bool:

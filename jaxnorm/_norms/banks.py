@@ -14,11 +14,11 @@ from jaxnorm._base.arithmetic import indices
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option, public
 from jaxnorm._base.sharding import on_mesh_of
-from jaxnorm._core.average import ema
+from jaxnorm._core.average import averaged
 from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import kept, remat
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import remat, residual
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import batch_norm, beside_x, sound
 
 
@@ -68,12 +68,12 @@ def bank_norm(
         remedy = (
             f"choose one state for the batch, and mask the samples of the others with `{option('where')}`"
         )
-        raise error(TypeError, "bank_norm", problem, remedy)
+        raise error(TypeError, problem, remedy)
     sizes = {jnp.shape(v)[:1] for v in stats}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         problem = f"stats has fields of shapes {[jnp.shape(v) for v in stats]}, which must have one "
         problem += "first axis, of the states"
-        raise error(ValueError, "bank_norm", problem, "start from initial_stats((states, *sizes))")
+        raise error(ValueError, problem, "start from initial_stats((states, *sizes))")
     ((size,),) = sizes
     place = jnp.clip(indices(place), 0, size - 1)
     bank = jax.tree.map(jnp.asarray, stats)
@@ -110,7 +110,7 @@ def blended_batch_norm(
     batch's statistics are used. The other arguments, dtypes and errors are those of `batch_norm`.
 
     Args:
-      alpha: in [0, 1]; also a traced scalar.
+      alpha: in [0, 1]; also traced, and also an array: of the feature axes' sizes, or broadcastable to x.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -119,17 +119,28 @@ def blended_batch_norm(
     Array([[0.],
            [2.]], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("blended_batch_norm", x, feature_axis, **options)
-    check.stats(a.function, stats, a.x, a.features)
-    check.alpha(a.function, alpha)
-    old = beside_x(a, sound(Moments(*map(jnp.asarray, stats))))
-    old = old._replace(weight=(old.weight > 0).astype(old.weight.dtype))
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype)
+    check.stats(stats, a.x, a.features)
+    check.alpha(alpha)
+    share: Any = a.parameter("alpha", alpha) if jnp.ndim(alpha) else alpha
+    old = beside_x(a, Moments(*map(jnp.asarray, stats)))
 
     @remat
     def normalized(x: Array, old: Moments, scale: Any, bias: Any, where: Any) -> Array:
-        m = kept(moments(x, a.axes, where=where, keepdims=True, axis_name=axis_name))
-        # the average of a state of weight 1 is the blend, and is right where one of the two is empty
-        return given(x, ema(old, m, decay=alpha), scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        m = residual(moments(x, a.axes, where=where, keepdims=True, axis_name=axis_name))
+        return normalize_by(x, blended(old, m, share), scale, bias, a.epsilon, dtype=a.dtype, where=where)
 
     return normalized(a.x, old, a.scale, a.bias, a.where)
+
+
+def blended(stats: Moments, batch: Moments, alpha: ArrayLike) -> Moments:
+    """alpha * stats + (1 - alpha) * batch, of mean and var each; if one of the two is empty, the other.
+
+    Args:
+      stats: a state, [*stats].
+      batch: moments of that shape.
+      alpha: in [0, 1], a number or an array that broadcasts to them.
+    """
+    old = sound(stats)
+    # the average of a state of weight 1 is the blend
+    return averaged(old._replace(weight=(old.weight > 0).astype(old.weight.dtype)), batch, alpha)

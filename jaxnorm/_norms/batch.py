@@ -11,13 +11,12 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
 from jaxnorm._base.arithmetic import choose, divide
-from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import as_sums, state_as
-from jaxnorm._core.average import ema, finite_or_unseen
+from jaxnorm._core.average import ema
 from jaxnorm._core.moments import Moments, merge, moments
-from jaxnorm._core.normalize import known, normalize
-from jaxnorm._norms.arguments import Arguments, arguments, shared
+from jaxnorm._core.normalize import mean_and_var
+from jaxnorm._norms.arguments import Arguments, arguments
 
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple of arrays
 
@@ -93,16 +92,17 @@ def batch_norm(
     Array([0.2, 2. ], dtype=float32)
     >>> y, _ = jn.batch_norm(x, stats, train=False)
     """
-    options = shared(
-        scale, bias, epsilon, where, with_groups("batch_norm", axis_name, axis_index_groups), dtype
+    a = arguments(
+        x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis_index_groups=axis_index_groups
     )
-    a = arguments("batch_norm", x, feature_axis, **options)
     near = a.parameter("pivot", pivot)
 
     def by_batch(state: Moments) -> tuple[Array, Moments]:
-        return normalize(a.function, a.x, a.axes, a.features, pivot=near, guess=state.mean, **a.options)
+        return a.normalize(pivot=near, guess=state.mean)
 
-    return trained_or_evaluated(a, stats, by_batch, a.by, train=train, decay=decay, unbiased=unbiased)
+    return trained_or_evaluated(
+        a, stats, by_batch, a.normalize_by, train=train, decay=decay, unbiased=unbiased
+    )
 
 
 def trained_or_evaluated(
@@ -124,28 +124,24 @@ def trained_or_evaluated(
       by_state: state -> y, in evaluation. To both the state comes with as many axes as x, and usable.
       train, decay, unbiased: as in `batch_norm`.
     """
-    check.stats(a.function, stats, a.x, a.features)
+    check.stats(stats, a.x, a.features)
     if decay is not None:
-        check.decay(a.function, decay)
+        check.decay(decay)
     old = Moments(*map(jnp.asarray, stats))
     state = beside_x(a, sound(old))
 
     def training() -> tuple[Array, Moments]:
         y, m = by_batch(state)
-        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         if unbiased:
-            n = m.weight
-            if a.where is not None and a.where.dtype != jnp.bool_:  # places are counted, not weighed
-                n = moments(a.x, a.axes, where=a.where > 0, axis_name=a.axis_name).weight
-            m = m._replace(var=m.var * choose(n >= 2, divide(n, n - 1), 1))
+            m = m._replace(var=sample_variance(m.var, places(a, m, a.axes)))
+        m = Moments(*(lax.stop_gradient(jnp.squeeze(v, a.axes)) for v in m))
         return y, remember(old, m, decay)
 
     values = a.x, old, a.where, a.scale, a.bias
-    return either(a.function, train, training, lambda: (by_state(state), old), values, a.axis_name)
+    return either(train, training, lambda: (by_state(state), old), values, a.axis_name)
 
 
 def either(
-    function: str,
     train: bool | Array,
     training: Callable[[], tuple[Array, State]],
     evaluation: Callable[[], tuple[Array, State]],
@@ -155,24 +151,41 @@ def either(
     """y and the state of `training()` or of `evaluation()`.
 
     Args:
-      function: what an error speaks of.
       train: which; a bool, or a traced boolean scalar.
       training, evaluation: without arguments.
       values: a tree of the arrays that they use.
       axis_name: the mapped axes over which the state is the same on all devices.
     """
-    train = check.train(function, train)
+    train = check.train(train)
     if not check.traced(train):
         return training() if train else evaluation()
     # the branches of a cond agree also in what they vary over
     every = devices.varying(*jax.tree.leaves(values))
-    state = every - set(devices.bound(function, axis_name).names)
+    state = every - set(devices.bound(axis_name).names)
 
     def alike(y: Array, new: State) -> tuple[Array, State]:
         return devices.vary(y, every), jax.tree.map(lambda v: devices.vary(v, state), new)
 
     chosen: tuple[Array, State] = lax.cond(train, lambda: alike(*training()), lambda: alike(*evaluation()))
     return chosen
+
+
+def places(a: Arguments, m: Moments, axes: tuple[int, ...]) -> Array:
+    """How many places of weight above 0 there are in each sample that moments of x are taken of.
+
+    Args:
+      a: the arguments of the norm.
+      m: the moments, as many axes as x.
+      axes: that they were taken over.
+    """
+    if a.where is None or a.where.dtype == jnp.bool_:
+        return m.weight
+    return moments(a.x, axes, where=a.where > 0, axis_name=a.axis_name, keepdims=True).weight
+
+
+def sample_variance(var: Array, n: Array) -> Array:
+    """PyTorch's variance, which divides by n - 1, of one that divides by n; the same where n < 2."""
+    return var * choose(n >= 2, divide(n, n - 1), 1)
 
 
 def beside_x(a: Arguments, stats: Moments) -> Moments:
@@ -183,7 +196,7 @@ def beside_x(a: Arguments, stats: Moments) -> Moments:
 
 def or_identity(state: Moments) -> Moments:
     """A state as moments of weight 1: mean 0 and variance 1 where nothing was seen yet."""
-    return Moments(*known(state), jnp.ones_like(state.weight))
+    return Moments(*mean_and_var(state), jnp.ones_like(state.weight))
 
 
 def sound(stats: Moments) -> Moments:
@@ -204,12 +217,15 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
       new: the moments of the batch.
       decay: the fraction of the old state that is kept; None: the two are merged.
     """
-    start, new = sound(old), finite_or_unseen(new)
+    start, new = sound(old), sound(new)
     if decay is not None:
         state = ema(start, new, decay=decay)
     else:
         new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
         state = state_as(merge(start, new), old)
-    # a channel that was never seen stays bitwise as it was
-    kept = Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))
-    return state_as(kept, old)
+    return if_seen(state, old)
+
+
+def if_seen(new: Moments, old: Moments) -> Moments:
+    """The state `new`, but bitwise `old` where nothing was seen yet."""
+    return state_as(Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, old, strict=True))), old)

@@ -51,9 +51,9 @@ def film(
     >>> jn.film(x, jnp.array([[2.0], [5.0]]), jnp.array([[0.0], [1.0]])).ravel()
     Array([2., 2., 2., 6., 6., 6.], dtype=float32)
     """
-    x = check.numbers("film", "x", x)
-    features = check.axes("film", feature_axis, x, "feature_axis")
-    scale, bias = (_of_samples("film", n, v, x, features) for n, v in (("scale", scale), ("bias", bias)))
+    x = check.numbers("x", x)
+    features = check.axes(feature_axis, x, "feature_axis")
+    scale, bias = (_of_samples(n, v, x, features) for n, v in (("scale", scale), ("bias", bias)))
     return standardize(x, initial_stats(()), scale=scale, bias=bias, epsilon=0.0, dtype=dtype)
 
 
@@ -87,10 +87,10 @@ def adaptive_layer_norm(
     Array([[[-1.,  1.]],
            [[ 4.,  6.]]], dtype=float32)
     """
-    x = check.numbers("adaptive_layer_norm", "x", x)
-    features = check.axes("adaptive_layer_norm", axis, x)
-    scale = _of_samples("adaptive_layer_norm", "scale", scale, x, features, "axis")
-    bias = _of_samples("adaptive_layer_norm", "bias", bias, x, features, "axis")
+    x = check.numbers("x", x)
+    features = check.axes(axis, x)
+    scale = _of_samples("scale", scale, x, features, "axis")
+    bias = _of_samples("bias", bias, x, features, "axis")
     options = shared(scale, bias, epsilon, where, axis_name, dtype)
     return layer_norm(x, axis=features, zero_centered_scale=True, **options)
 
@@ -125,20 +125,20 @@ def adaptive_instance_norm(
     >>> jn.adaptive_instance_norm(x, style, epsilon=0.0).ravel()
     Array([12.928932, 27.071068], dtype=float32)
     """
-    x = check.numbers("adaptive_instance_norm", "x", x)
-    style = check.numbers("adaptive_instance_norm", "style", style)
-    features = check.axes("adaptive_instance_norm", feature_axis, x, "feature_axis")
-    check.not_batch("adaptive_instance_norm", feature_axis, features, x)
+    x = check.numbers("x", x)
+    style = check.numbers("style", style)
+    features = check.axes(feature_axis, x, "feature_axis")
+    check.not_batch(feature_axis, features, x)
     sizes = tuple(x.shape[a] for a in features)
     if style.ndim != x.ndim or tuple(style.shape[a] for a in features) != sizes:
         problem = f"style has shape {style.shape}, but x, shape {x.shape}, has {sizes} on its feature axes "
         problem += f"{features}"
         remedy = "give style as many axes and the same features"
-        raise error(ValueError, "adaptive_instance_norm", problem, remedy)
+        raise error(ValueError, problem, remedy)
     axes = [a for a in range(1, x.ndim) if a not in features]
-    style_where = check.weights("adaptive_instance_norm", style_where, style, "style_where", "style")
+    style_where = check.weights(style_where, style, "style_where", "style")
     m = moments(style, axes, where=style_where, keepdims=True, axis_name=axis_name)
-    least = check.epsilon("adaptive_instance_norm", epsilon)
+    least = check.epsilon(epsilon)
     sigma = root(m.var + least.astype(m.var.dtype))
     options = shared(sigma, m.mean, least, where, axis_name, dtype)
     return instance_norm(x, feature_axis=features, **options)
@@ -178,22 +178,22 @@ def conditional_batch_norm(
     >>> y.ravel()
     Array([-1., 21.], dtype=float32)
     """
-    x = check.numbers("conditional_batch_norm", "x", x)
-    features = check.axes("conditional_batch_norm", feature_axis, x, "feature_axis")
+    x = check.numbers("x", x)
+    features = check.axes(feature_axis, x, "feature_axis")
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != x.shape[:1]:
         problem = f"labels are {labels.dtype} of shape {labels.shape}, but x has shape {x.shape}"
-        raise error(ValueError, "conditional_batch_norm", problem, "give one integer for every sample")
+        raise error(ValueError, problem, "give one integer for every sample")
     labels = indices(labels)
     tables: dict[str, Any] = {"scale": scale, "bias": bias}
     unknown = labels < 0
     for name, table in tables.items():
         if table is not None:
-            table = check.numbers("conditional_batch_norm", name, table)
+            table = check.numbers(name, table)
             unknown |= labels >= len(table)
             place = jnp.where(unknown, len(table), labels)  # beyond the table: 0, and no gradient in it
             rows = jnp.take(table, place, axis=0, mode="fill", fill_value=0)
-            tables[name] = _of_samples("conditional_batch_norm", name, rows, x, features)
+            tables[name] = _of_samples(name, rows, x, features)
     if scale is not None or bias is not None:
         # NaN in the bias, not in the scale: the bias is not a factor in the gradient of x
         nan = choose(unknown, jnp.full(unknown.shape, jnp.nan, wide(x.dtype)), 0)
@@ -230,15 +230,13 @@ def spade(
     >>> y.ravel()
     Array([-1.,  1.], dtype=float32)
     """
-    scale = one_plus(check.numbers("spade", "scale", scale))
+    scale = one_plus(check.numbers("scale", scale))
     return batch_norm(x, stats, train=train, scale=scale, bias=bias, feature_axis=feature_axis, **options)
 
 
-def _of_samples(
-    function: str, name: str, value: Any, x: Array, features: tuple[int, ...], by: str = "feature_axis"
-) -> Any:
+def _of_samples(name: str, value: Any, x: Array, features: tuple[int, ...], by: str = "feature_axis") -> Any:
     """[batch, *features] with as many axes as x; any other shape broadcasts."""
-    value = check.numbers(function, name, value)
+    value = check.numbers(name, value)
     if value.shape == (x.shape[0], *(x.shape[a] for a in features)):
         return value.reshape([n if a == 0 or a in features else 1 for a, n in enumerate(x.shape)])
-    return check.affine(function, name, value, x, features, by=by)
+    return check.affine(name, value, x, features, by=by)

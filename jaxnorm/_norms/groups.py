@@ -6,11 +6,10 @@ from jax import Array
 
 from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
-from jaxnorm._base.messages import error
+from jaxnorm._base.messages import caller, error
 
 
 def local_groups(
-    function: str,
     num_groups: Any,
     group_size: Any,
     feature_axis: int,
@@ -24,17 +23,17 @@ def local_groups(
     Each group is on one device, or there is one group, which is on all of them.
     """
     if channel_axis_name is None:
-        return check.groups(function, num_groups, group_size, feature_axis, x), axis_name
-    channels = devices.bound(function, channel_axis_name, option="channel_axis_name")
-    places = devices.bound(function, axis_name)
+        return check.groups(num_groups, group_size, feature_axis, x), axis_name
+    channels = devices.bound(channel_axis_name, option="channel_axis_name")
+    places = devices.bound(axis_name)
     if both := [name for name in channels.names if name in places.names]:
         problem = f"{both[0]!r} is in axis_name={axis_name!r} and in channel_axis_name={channel_axis_name!r}"
         remedy = (
             "name it once: as axis_name if places are spread over it, as channel_axis_name if channels are"
         )
-        raise error(ValueError, function, problem, remedy)
+        raise error(ValueError, problem, remedy)
     count = devices.size(channels)
-    groups = check.groups(function, num_groups, group_size, feature_axis, x, devices=count)
+    groups = check.groups(num_groups, group_size, feature_axis, x, devices=count)
     if groups % count == 0:
         return groups // count, axis_name
     if groups == 1:
@@ -44,5 +43,5 @@ def local_groups(
     remedy = (
         f"choose a multiple of {count}, or 1, or make that mesh axis two, one across groups and one within, "
     )
-    remedy += f"and call {function} with num_groups=1 and the inner one in axis_name"
-    raise error(ValueError, function, problem, remedy)
+    remedy += f"and call {caller()} with num_groups=1 and the inner one in axis_name"
+    raise error(ValueError, problem, remedy)

@@ -13,13 +13,12 @@ from jaxnorm._base.arithmetic import choose
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import state_as
-from jaxnorm._core.average import finite_or_unseen
 from jaxnorm._core.moments import Moments, merge, moments
-from jaxnorm._core.normalize import given, normalize
+from jaxnorm._core.normalize import normalize_by
 from jaxnorm._core.recompute import remat
 from jaxnorm._core.standardize import standardize, unstandardize
-from jaxnorm._norms.arguments import arguments, shared
-from jaxnorm._norms.batch import beside_x, remember, sound
+from jaxnorm._norms.arguments import arguments
+from jaxnorm._norms.batch import beside_x, if_seen, remember, sound
 
 
 @compiled
@@ -58,11 +57,7 @@ def reversible_norm(
     >>> jn.unstandardize(y, m).ravel()
     Array([1., 7., 3., 7.], dtype=float32)
     """
-    x = check.numbers("reversible_norm", "x", x)
-    axes = check.axes("reversible_norm", axis, x)
-    features = check.axes("reversible_norm", feature_axis, x, "feature_axis")
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalize("reversible_norm", x, axes, features, **options)
+    return arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis=axis).normalize()
 
 
 @compiled
@@ -102,17 +97,16 @@ def input_norm(
     >>> y, stats.mean
     (Array([[1.]], dtype=float32), Array([2.], dtype=float32))
     """
-    options = shared(None, None, epsilon, where, axis_name, dtype)
-    a = arguments("input_norm", x, feature_axis, **options)
-    check.stats(a.function, stats, a.x, a.features)
+    a = arguments(x, feature_axis, None, None, epsilon, where, axis_name, dtype)
+    check.stats(stats, a.x, a.features)
     if decay is not None:
-        check.decay(a.function, decay)
+        check.decay(decay)
     if clip is not None:
-        check.real(a.function, a.x)
-        check.at_least(a.function, "clip", clip, 0)
-    devices.bound(a.function, axis_name)
+        check.real(a.x)
+        check.at_least("clip", clip, 0)
+    devices.bound(axis_name)
     new = old = Moments(*map(jnp.asarray, stats))
-    train = check.train(a.function, train)
+    train = check.train(train)
     if check.traced(train) or train:
         m = Moments(*map(lax.stop_gradient, moments(a.x, a.axes, where=a.where, axis_name=axis_name)))
         # an empty batch changes nothing, and neither does one that is not to be learned from
@@ -121,7 +115,7 @@ def input_norm(
 
     @remat
     def normalized(x: Array, m: Moments, limit: Any, where: Any) -> Array:
-        y = given(x, m, None, None, a.epsilon, dtype=a.dtype, where=where)
+        y = normalize_by(x, m, None, None, a.epsilon, dtype=a.dtype, where=where)
         if limit is None:
             return y
         limit = jnp.asarray(limit, y.dtype)
@@ -176,15 +170,14 @@ def pop_art(
     (Array([10.], dtype=float32), Array([7.], dtype=float32))
     """
     kernel, bias, targets = (
-        check.numbers("pop_art", name, v)
-        for name, v in (("kernel", kernel), ("bias", bias), ("targets", targets))
+        check.numbers(name, v) for name, v in (("kernel", kernel), ("bias", bias), ("targets", targets))
     )
-    check.decay("pop_art", decay)
-    check.stats("pop_art", stats, targets, (targets.ndim - 1,), "targets")
+    check.decay(decay)
+    check.stats(stats, targets, (targets.ndim - 1,), "targets")
     if not kernel.shape[-1:] == bias.shape == targets.shape[-1:]:
         problem = f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and {targets.shape}"
-        raise error(ValueError, "pop_art", problem, "give all the same number of outputs, on the last axis")
-    m = finite_or_unseen(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
+        raise error(ValueError, problem, "give all the same number of outputs, on the last axis")
+    m = sound(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
     before = Moments(*map(jnp.asarray, stats))
     old = sound(before)
     m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(state_as(m, old), old, strict=True)))
@@ -196,6 +189,4 @@ def pop_art(
         unstandardize(kernel, unit, epsilon=epsilon), new._replace(mean=unit.mean), epsilon=epsilon
     )
     b = standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon)
-    # what was never seen stays bitwise as it was
-    kept = Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))
-    return w, b, state_as(kept, before)
+    return w, b, if_seen(new, before)

@@ -11,9 +11,8 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import times, wide
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
-from jaxnorm._core.normalize import normalized
 from jaxnorm._core.recompute import remat, widened
-from jaxnorm._norms.arguments import shared
+from jaxnorm._norms.arguments import arguments, shared
 from jaxnorm._norms.sample import rms_norm
 from jaxnorm._norms.weights import weight_norm
 
@@ -50,14 +49,14 @@ def scale_norm(
     >>> jn.scale_norm(jnp.array([3.0, 4.0]), scale=2.0)
     Array([1.2, 1.6], dtype=float32)
     """
-    x = check.numbers("scale_norm", "x", x)
-    axes = check.axes("scale_norm", axis, x)
+    x = check.numbers("x", x)
+    axes = check.axes(axis, x)
     n = max(1, math.prod(x.shape[a] for a in axes))  # the sum is n times RMS norm's mean
-    scale = check.numbers("scale_norm", "scale", scale)
+    scale = check.numbers("scale", scale)
     scale = times(scale.astype(wide(scale.dtype)), n**-0.5)
-    epsilon = check.epsilon("scale_norm", epsilon) / n
-    options = shared(scale, None, epsilon, None, None, dtype)
-    return normalized("scale_norm", x, axes, axes, centered=False, **options)
+    epsilon = check.epsilon(epsilon) / n
+    a = arguments(x, axes, scale, None, epsilon, None, None, dtype, axis=axes)
+    return a.normalize(centered=False)[0]
 
 
 @compiled
@@ -82,8 +81,8 @@ def pixel_norm(
     >>> jn.pixel_norm(jnp.array([[1.0, 7.0]]))
     Array([[0.2, 1.4]], dtype=float32)
     """
-    x = check.numbers("pixel_norm", "x", x)
-    axis = check.axes("pixel_norm", (feature_axis,), x, "feature_axis")
+    x = check.numbers("x", x)
+    axis = check.axes((feature_axis,), x, "feature_axis")
     return rms_norm(x, axis=axis, **shared(None, None, epsilon, where, axis_name, dtype))
 
 
@@ -119,15 +118,15 @@ def weight_demodulate(
     Array([[[0.6],
             [0.8]]], dtype=float32)
     """
-    kernel = check.numbers("weight_demodulate", "kernel", kernel)
-    style = check.numbers("weight_demodulate", "style", style)
+    kernel = check.numbers("kernel", kernel)
+    style = check.numbers("style", style)
     if kernel.ndim < 2 or style.shape[1:] != kernel.shape[-2:-1]:
         problem = f"style of shape {style.shape} does not fit kernel, shape {kernel.shape}"
         remedy = "give kernel as [..., inputs, outputs] and style as [samples, inputs]"
-        raise error(ValueError, "weight_demodulate", problem, remedy)
+        raise error(ValueError, problem, remedy)
     samples, inputs = style.shape
     factor = style.reshape(samples, *(1,) * (kernel.ndim - 2), inputs, 1)
-    least = check.epsilon("weight_demodulate", epsilon)
+    least = check.epsilon(epsilon)
     out = dtype or kernel.dtype
 
     @remat

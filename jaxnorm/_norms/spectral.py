@@ -13,8 +13,8 @@ from jaxnorm._base.arithmetic import abs2, choose, divide, wide
 from jaxnorm._base.exported import exportable
 from jaxnorm._base.messages import error, public
 from jaxnorm._base.sharding import replicated, state_as, whole
-from jaxnorm._base.trees import Select, mapped
-from jaxnorm._core.recompute import kept, remat, root
+from jaxnorm._core.recompute import remat, residual, root
+from jaxnorm._norms.trees import Select, mapped
 
 
 @exportable
@@ -53,17 +53,16 @@ def initial_spectral_stats(params: Any, key: Array, *, select: Select = None) ->
     >>> stats["bias"], stats["kernel"].u.shape, float(stats["kernel"].sigma)
     (None, (1, 2), 1.0)
     """
-    function = "initial_spectral_stats"
     leaves, structure = jax.tree.flatten(params)
     keys = jax.tree.unflatten(structure, jax.random.split(key, len(leaves)))
 
     def start(v: Array, key: Array) -> SpectralStats:
-        (columns,) = check.axes(function, (-1,), v)
+        (columns,) = check.axes((-1,), v)
         dtype = wide(v.dtype)
         u = jax.random.normal(key, (1, v.shape[columns]), dtype)
         return SpectralStats(u, jnp.ones((), jnp.finfo(dtype).dtype))
 
-    return mapped(function, start, params, keys, select, otherwise=lambda _: None)
+    return mapped(start, params, keys, select, otherwise=lambda _: None)
 
 
 @public
@@ -105,8 +104,8 @@ def spectral_norm(
     >>> print(stats.sigma.round(3), w.round(3).tolist())
     3.0 [[1.0, 0.0], [0.0, 0.333]]
     """
-    n_steps = check.integer("spectral_norm", "n_steps", n_steps, least=1, remedy="choose 1 or more")
-    least = check.epsilon("spectral_norm", epsilon)
+    n_steps = check.integer("n_steps", n_steps, least=1, remedy="choose 1 or more")
+    least = check.epsilon(epsilon)
     # a few rows against a matrix: exact products cost nothing, and sigma is their sum
     einsum = partial(jnp.einsum, precision="highest")
 
@@ -129,9 +128,9 @@ def spectral_norm(
                 left = to_length_1(einsum("c,...c->...", u, fixed.conj()))
                 u = to_length_1(einsum("...,...c->c", left, fixed, out_sharding=everywhere))
             u = choose(jnp.any(u != 0), u, start)  # a weight of zeros turns no vector to 0 for ever
-            left, u = kept((left, u))
+            left, u = residual((left, u))
             along = einsum("...,...c->c", left, matrix, out_sharding=everywhere)
-            sigma = kept(einsum("c,c->", along, u.conj()).real)
+            sigma = residual(einsum("c,c->", along, u.conj()).real)
             return divide(matrix, sigma).astype(dtype or v.dtype), u[None], sigma
 
         w, u, sigma = by_sigma(v, s.u)
@@ -141,7 +140,7 @@ def spectral_norm(
     def each(v: Array, s: SpectralStats | None) -> tuple[Array, SpectralStats | None]:
         return (v, None) if s is None else divided(v, s)
 
-    both = mapped("spectral_norm", each, params, stats, lambda *_: True)
+    both = mapped(each, params, stats, lambda *_: True)
     w, new = (jax.tree.map(lambda _, pair, i=i: pair[i], params, both) for i in (0, 1))
     return w, new
 
@@ -151,6 +150,6 @@ def _check_spectral(v: Array, s: SpectralStats) -> None:
     remedy = "start from initial_spectral_stats(params, key)"
     if s.u.shape != (1, *v.shape[-1:]):
         problem = f"u has shape {s.u.shape}, but a weight of shape {v.shape} needs {(1, *v.shape[-1:])}"
-        raise error(ValueError, "spectral_norm", problem, remedy)
+        raise error(ValueError, problem, remedy)
     if jnp.iscomplexobj(v) != jnp.iscomplexobj(s.u):
-        raise error(TypeError, "spectral_norm", f"a weight is {v.dtype} but its u is {s.u.dtype}", remedy)
+        raise error(TypeError, f"a weight is {v.dtype} but its u is {s.u.dtype}", remedy)

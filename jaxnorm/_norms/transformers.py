@@ -14,7 +14,7 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, public
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.arguments import arguments, layer_axes, shared
+from jaxnorm._norms.arguments import arguments, shared, split
 from jaxnorm._norms.sample import rms_norm
 
 
@@ -24,6 +24,7 @@ def gated_rms_norm(
     gate: ArrayLike,
     *,
     norm_before_gate: bool = True,
+    group_size: int | None = None,
     axis: int | Iterable[int] = -1,
     feature_axis: int | Iterable[int] | None = None,
     scale: ArrayLike | None = None,
@@ -42,6 +43,8 @@ def gated_rms_norm(
 
     Args:
       gate: of x's shape, or any that broadcasts to it.
+      group_size: the mean square is that of each group of so many features, a divisor of the size of `axis`,
+        which is then one axis: on several devices that hold whole groups, no collective is needed. None: all.
 
     >>> import jax.numpy as jnp
     >>> import jaxnorm as jn
@@ -51,12 +54,16 @@ def gated_rms_norm(
     >>> jn.gated_rms_norm(x, gate, epsilon=0.0, norm_before_gate=False).round(3)
     Array([[1.414, 0.   ]], dtype=float32)
     """
-    x = check.numbers("gated_rms_norm", "x", x)
-    axes, features = layer_axes("gated_rms_norm", x, axis, feature_axis)
-    gate = check.broadcastable("gated_rms_norm", "gate", check.numbers("gated_rms_norm", "gate", gate), x)
-    scale = check.affine("gated_rms_norm", "scale", scale, x, features)
-    weights = check.weights("gated_rms_norm", where, x)
-    dtype = dtype or x.dtype
+    a = arguments(x, feature_axis, scale, None, epsilon, where, axis_name, dtype, axis=axis)
+    gate = check.broadcastable("gate", check.numbers("gate", gate), a.x)
+    axes, arrays = a.axes, (a.x, gate, a.scale, a.where)
+    if group_size is not None:
+        if len(axes) != 1:
+            problem = f"group_size={group_size} splits one axis, and axis={axis} are {len(axes)}"
+            raise error(ValueError, problem, "choose one axis")
+        groups = check.groups(None, group_size, axes[0], a.x)
+        arrays = tuple(split(v, axes[0], groups) for v in arrays)
+        axes = (axes[0] + 1,)
 
     @remat
     def gated(x: Array, gate: Array, scale: Any, where: Any) -> Array:
@@ -66,9 +73,9 @@ def gated_rms_norm(
             scale = factor if scale is None else times(factor, scale)
         else:
             x = times(x, factor)
-        return rms_norm(x, axis=axes, **shared(scale, None, epsilon, where, axis_name, dtype))
+        return rms_norm(x, axis=axes, **shared(scale, None, a.epsilon, where, axis_name, a.dtype))
 
-    return gated(x, gate, scale, weights)
+    return gated(*arrays).reshape(a.x.shape)
 
 
 @compiled
@@ -100,15 +107,15 @@ def partial_rms_norm(
     >>> jn.partial_rms_norm(jnp.array([[2.0, 2.0, 6.0]]), num_features=2, epsilon=0.0)
     Array([[1., 1., 3.]], dtype=float32)
     """
-    x = check.numbers("partial_rms_norm", "x", x)
-    (f,) = check.axes("partial_rms_norm", (feature_axis,), x, "feature_axis")
+    x = check.numbers("x", x)
+    (f,) = check.axes((feature_axis,), x, "feature_axis")
     remedy = f"choose from 1 to {x.shape[f]}"
-    num_features = check.integer("partial_rms_norm", "num_features", num_features, least=1, remedy=remedy)
+    num_features = check.integer("num_features", num_features, least=1, remedy=remedy)
     if num_features > x.shape[f]:
         problem = f"num_features={num_features} is out of range for axis {feature_axis} of x, shape {x.shape}"
-        raise error(ValueError, "partial_rms_norm", problem, remedy)
+        raise error(ValueError, problem, remedy)
     first = lax.broadcasted_iota(int, [n if a == f else 1 for a, n in enumerate(x.shape)], f) < num_features
-    weights = check.weights("partial_rms_norm", where, x)
+    weights = check.weights(where, x)
     weights = first if weights is None else choose(first, weights, 0)
     return rms_norm(x, axis=f, **shared(scale, bias, epsilon, weights, axis_name, dtype))
 
@@ -178,7 +185,7 @@ def dynamic_tanh(
     >>> jn.dynamic_tanh(jnp.array([0.0, 100.0]), 0.5, scale=jnp.array([1.0, 2.0]))
     Array([0., 2.], dtype=float32)
     """
-    return _squashed("dynamic_tanh", jnp.tanh, x, alpha, 0.0, scale, bias, feature_axis, dtype)
+    return _squashed(jnp.tanh, x, alpha, 0.0, scale, bias, feature_axis, dtype)
 
 
 @compiled
@@ -208,12 +215,11 @@ def dynamic_erf(
     >>> jn.dynamic_erf(jnp.array([0.0, 100.0]), 0.5, 0.0).round(5)
     Array([0., 1.], dtype=float32)
     """
-    check.real("dynamic_erf", check.numbers("dynamic_erf", "x", x))
-    return _squashed("dynamic_erf", lax.erf, x, alpha, shift, scale, bias, feature_axis, dtype)
+    check.real(check.numbers("x", x))
+    return _squashed(lax.erf, x, alpha, shift, scale, bias, feature_axis, dtype)
 
 
 def _squashed(
-    function: str,
     squash: Callable[[Array], Array],
     x: ArrayLike,
     alpha: ArrayLike,
@@ -224,7 +230,7 @@ def _squashed(
     dtype: DTypeLike | None,
 ) -> Array:
     """squash(alpha * x + shift) * scale + bias: what `dynamic_tanh` and `dynamic_erf` have in common."""
-    a = arguments(function, x, feature_axis, **shared(scale, bias, 0.0, None, None, dtype))
+    a = arguments(x, feature_axis, scale, bias, 0.0, None, None, dtype)
 
     @remat
     def squashed(x: Array, alpha: Array, shift: Array, scale: Any, bias: Any) -> Array:

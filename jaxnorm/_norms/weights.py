@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import times, wide
 from jaxnorm._base.messages import public
-from jaxnorm._base.trees import Select, mapped
 from jaxnorm._core.moments import moments
-from jaxnorm._core.normalize import given, normalized
-from jaxnorm._core.recompute import kept, remat, root
-from jaxnorm._norms.arguments import shared
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import remat, residual, root
+from jaxnorm._norms.arguments import arguments
+from jaxnorm._norms.trees import Select, mapped
 
 Axes = int | Iterable[int] | None
 
@@ -58,15 +58,15 @@ def weight_norm(
     [[0.6 0. ]
      [0.8 1. ]]
     """
-    least = check.epsilon("weight_norm", epsilon)
+    least = check.epsilon(epsilon)
 
     def at_length(v: Array, g: Any) -> Array:
-        reduced, features, n = _axes("weight_norm", feature_axis, v)
+        _, features, n = _axes(feature_axis, v)
         # RMS norm, whose mean of squares is the sum over n
-        options = shared(_times("weight_norm", g, n**-0.5), None, least / n, None, None, dtype)
-        return normalized("weight_norm", v, reduced, features, centered=False, **options)
+        a = arguments(v, features, _times(g, n**-0.5), None, least / n, None, None, dtype)
+        return a.normalize(centered=False)[0]
 
-    return mapped("weight_norm", at_length, params, scale, select)
+    return mapped(at_length, params, scale, select)
 
 
 @public
@@ -92,10 +92,10 @@ def weight_lengths(params: Any, *, feature_axis: Axes = -1, select: Select = Non
     """
 
     def length(v: Array, _: Any) -> Array:
-        reduced, _, n = _axes("weight_lengths", feature_axis, v)
+        reduced, _, n = _axes(feature_axis, v)
         return root(moments(v, reduced, about=0).var * n)
 
-    return mapped("weight_lengths", length, params, None, select, otherwise=lambda _: None)
+    return mapped(length, params, None, select, otherwise=lambda _: None)
 
 
 @public
@@ -128,33 +128,32 @@ def weight_standardize(
     [[-0.7071 -0.7071]
      [ 0.7071  0.7071]]
     """
-    function = "weight_standardize"
-    least = check.epsilon(function, epsilon)
+    least = check.epsilon(epsilon)
 
     def standardized(v: Array, g: Any) -> Array:
-        reduced, features, n = _axes(function, feature_axis, v)
+        reduced, features, n = _axes(feature_axis, v)
         if not by_fan_in:
-            return normalized(function, v, reduced, features, scale=g, epsilon=least, dtype=dtype)
-        g = check.affine(function, "scale", _times(function, g, n**-0.5), v, features)
+            return arguments(v, features, g, None, least, None, None, dtype).normalize()[0]
+        g = check.affine("scale", _times(g, n**-0.5), v, features)
 
         @remat
         def scaled(wide: Array, g: Array) -> Array:
-            m = kept(moments(wide, reduced, keepdims=True))
+            m = residual(moments(wide, reduced, keepdims=True))
             m = m._replace(var=jnp.maximum(m.var, (least / n).astype(m.var.dtype)))
-            return given(wide, m, g, None, jnp.asarray(0.0), dtype=dtype or v.dtype)
+            return normalize_by(wide, m, g, None, jnp.asarray(0.0), dtype=dtype or v.dtype)
 
         return scaled(v, g)
 
-    return mapped(function, standardized, params, scale, select)
+    return mapped(standardized, params, scale, select)
 
 
-def _axes(function: str, feature_axis: Axes, v: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def _axes(feature_axis: Axes, v: Array) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The axes that are reduced, those that are not, and how many places one value is over."""
-    features = () if feature_axis is None else check.axes(function, feature_axis, v, "feature_axis")
+    features = () if feature_axis is None else check.axes(feature_axis, v, "feature_axis")
     reduced = tuple(a for a in range(v.ndim) if a not in features)
     return reduced, features, max(1, math.prod(v.shape[a] for a in reduced))
 
 
-def _times(function: str, scale: Any, factor: float) -> Any:
-    scale = jnp.asarray(1.0) if scale is None else check.numbers(function, "scale", scale)
+def _times(scale: Any, factor: float) -> Any:
+    scale = jnp.asarray(1.0) if scale is None else check.numbers("scale", scale)
     return times(scale.astype(wide(scale.dtype)), factor)

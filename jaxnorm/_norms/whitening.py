@@ -16,11 +16,11 @@ from jaxnorm._base.messages import error, option, public
 from jaxnorm._base.sharding import gathered, replicated, sharded_as, state_as, whole
 from jaxnorm._core.average import ema
 from jaxnorm._core.moments import moments
-from jaxnorm._core.recompute import bias_if_empty, kept, remat
-from jaxnorm._core.roots import einsum, inverse_root, newton_root
+from jaxnorm._core.recompute import bias_if_empty, remat, residual
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import either
+from jaxnorm._norms.roots import einsum, inverse_root, newton_root
 
 
 @exportable
@@ -60,11 +60,11 @@ def initial_covariance(
     >>> [v.shape for v in jn.initial_covariance(6, group_size=3)]
     [(2, 3), (2, 3, 3), (2,)]
     """
-    dtype = check.wide_dtype("initial_covariance", "dtype", dtype)
-    check.at_least("initial_covariance", "weight", weight, 0)
-    features = check.integer("initial_covariance", "features", features, least=0, remedy="choose 0 or more")
+    dtype = check.wide_dtype("dtype", dtype)
+    check.at_least("weight", weight, 0)
+    features = check.integer("features", features, least=0, remedy="choose 0 or more")
     size = features if group_size is None else group_size
-    groups = check.groups("initial_covariance", None, size, 0, jnp.zeros(features))
+    groups = check.groups(None, size, 0, jnp.zeros(features))
     identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (groups, size, size))
     return Covariance(jnp.zeros((groups, size), dtype), identity, jnp.full(groups, weight, dtype))
 
@@ -112,16 +112,15 @@ def decorrelated_batch_norm(
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments("decorrelated_batch_norm", x, (feature_axis,), **options)
+    a = arguments(x, (feature_axis,), scale, bias, epsilon, where, axis_name, dtype)
     (f,) = a.features
-    _check(a.function, stats, a.x, f, a.where)
+    _check(stats, a.x, f, a.where)
     if decay is not None:
-        check.decay(a.function, decay)
+        check.decay(decay)
     if iterations is not None:
-        iterations = check.integer(a.function, "iterations", iterations, least=0, remedy="choose 0 or more")
+        iterations = check.integer("iterations", iterations, least=0, remedy="choose 0 or more")
     old = Covariance(*map(jnp.asarray, stats))
-    names = devices.bound(a.function, axis_name)
+    names = devices.bound(axis_name)
 
     def covariance(x: Array, where: Any) -> Covariance:
         m = moments(x, a.axes, where=where, axis_name=axis_name)
@@ -130,17 +129,18 @@ def decorrelated_batch_norm(
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
         weighed = choose(w != 0, c, 0) * w
         total = einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
-        with devices.explained(a.function, names):
-            (total,) = devices.psum(names, [total])
+        (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
 
     @remat
     def whitened(x: Array, scale: Any, bias: Any, where: Any, m: Any) -> tuple[Array, Covariance]:
         kind, x = jax.typeof(x), whole(x, f)  # every feature of y takes all of x's
-        m = kept(covariance(x, where)) if m is None else m
+        m = residual(covariance(x, where)) if m is None else m
         eye = jnp.eye(m.cov.shape[-1], dtype=m.cov.dtype)[None]
         cov = m.cov + a.epsilon.astype(eye.dtype) * eye
-        root = kept(inverse_root(cov, a.epsilon) if iterations is None else newton_root(cov, eye, iterations))
+        root = residual(
+            inverse_root(cov, a.epsilon) if iterations is None else newton_root(cov, eye, iterations)
+        )
         c = _grouped(usable(x, where), f, m.mean)
         y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
         y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), kind)
@@ -149,20 +149,28 @@ def decorrelated_batch_norm(
 
     def training() -> tuple[Array, Covariance]:
         y, m = whitened(a.x, a.scale, a.bias, a.where, None)
-        finite = jnp.isfinite(m.mean).all(-1) & jnp.isfinite(m.cov).all((-1, -2))
-        m = m._replace(weight=jnp.where(finite, m.weight, 0))  # what is not finite is not remembered
-        m = lax.stop_gradient(m)
-        start = _sound(old)
-        new = state_as(_union(start, state_as(m, old)), old) if decay is None else ema(start, m, decay=decay)
-        # a group that was never seen stays bitwise as it was
-        return y, state_as(_where(new.weight > 0, new, old), old)
+        return y, remember_covariance(old, lax.stop_gradient(m), decay)
 
     def evaluation() -> tuple[Array, Covariance]:
         stored = Covariance(*map(gathered, _sound(old)._replace(weight=jnp.ones_like(old.weight))))
         return whitened(a.x, a.scale, a.bias, a.where, stored)[0], old
 
     values = a.x, old, a.where, a.scale, a.bias
-    return either(a.function, train, training, evaluation, values, axis_name)
+    return either(train, training, evaluation, values, axis_name)
+
+
+def remember_covariance(old: Covariance, new: Covariance, decay: float | Array | None) -> Covariance:
+    """The state after one more batch, of which a group that is not finite counts as not seen.
+
+    Args:
+      old: the state before.
+      new: mean and covariance of the batch.
+      decay: the fraction of the old state that is kept; None: the two are merged.
+    """
+    start, new = _sound(old), _sound(new)
+    state = merge_covariances(start, state_as(new, old)) if decay is None else ema(start, new, decay=decay)
+    # a group that was never seen stays bitwise as it was
+    return state_as(_where(state.weight > 0, state, old), old)
 
 
 def _where(there: Array, a: Covariance, b: Covariance) -> Covariance:
@@ -184,7 +192,7 @@ def _sound(stats: Covariance) -> Covariance:
     return _where(good, stats, Covariance(jnp.zeros_like(mean), eye, jnp.zeros_like(weight)))
 
 
-def _union(a: Covariance, b: Covariance) -> Covariance:
+def merge_covariances(a: Covariance, b: Covariance) -> Covariance:
     """The covariance of both samples together: its law is that of the variance."""
     weight = a.weight + b.weight.astype(a.weight.dtype)
     share = divide(b.weight.astype(a.weight.dtype), weight)[:, None]
@@ -208,17 +216,17 @@ def _grouped(x: Array, f: int, mean: Array) -> Array:
     return x.astype(dtype) - mean.astype(dtype)[(None,) * (x.ndim - 2)]
 
 
-def _check(function: str, stats: Any, x: Array, f: int, where: Any) -> None:
+def _check(stats: Any, x: Array, f: int, where: Any) -> None:
     """The state fits x, x is real, and `where` is the same for all features, on axis f."""
     start = f"start from initial_covariance({x.shape[f]})"
     if not isinstance(stats, Covariance):
-        raise error(TypeError, function, f"stats must be a Covariance, got {type(stats).__name__}", start)
+        raise error(TypeError, f"stats must be a Covariance, got {type(stats).__name__}", start)
     shape = jnp.shape(stats.mean)
     if shape[:1] != jnp.shape(stats.weight) or shape[0] * shape[1] != x.shape[f]:
         problem = f"stats.mean has shape {shape}, but x, shape {x.shape}, has {x.shape[f]} features"
-        raise error(ValueError, function, problem, start)
-    check.real(function, x)
+        raise error(ValueError, problem, start)
+    check.real(x)
     if where is not None and where.shape[f] != 1:
         problem = f"{option('where')} of shape {where.shape} differs between features, which a covariance "
         problem += "cannot have"
-        raise error(ValueError, function, problem, f"give it size 1 on axis {f}")
+        raise error(ValueError, problem, f"give it size 1 on axis {f}")

@@ -13,14 +13,20 @@ statistics are subclasses of `BatchNorm`, with all its options and modes; what a
 right after x. A norm of your own that keeps statistics is such a subclass, too: `BatchNorm` shows one.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
+beside them, and `bake` weight and spectral norm part of the weights. `diagnose` reports what the statistics
+of a model say.
+`in_place_of_flax` runs a model that nobody edits with these layers.
 """
 
+from jaxnorm.linen.bake import bake as bake
 from jaxnorm.linen.batch import BatchNorm as BatchNorm
 from jaxnorm.linen.conditional import SPADE as SPADE
 from jaxnorm.linen.conditional import AdaLayerNorm as AdaLayerNorm
 from jaxnorm.linen.conditional import AdaLayerNormZero as AdaLayerNormZero
 from jaxnorm.linen.conditional import ConditionalBatchNorm as ConditionalBatchNorm
 from jaxnorm.linen.conditional import FiLM as FiLM
+from jaxnorm.linen.diagnosing import diagnose as diagnose
 from jaxnorm.linen.family import Derf as Derf
 from jaxnorm.linen.family import DynamicTanh as DynamicTanh
 from jaxnorm.linen.family import EvoNormS0 as EvoNormS0
@@ -40,13 +46,16 @@ from jaxnorm.linen.family_batch import InputNorm as InputNorm
 from jaxnorm.linen.family_batch import IterNorm as IterNorm
 from jaxnorm.linen.family_batch import RecurrentBatchNorm as RecurrentBatchNorm
 from jaxnorm.linen.family_batch import SwitchableNorm as SwitchableNorm
+from jaxnorm.linen.fold import fold as fold
 from jaxnorm.linen.freezing import freeze as freeze
 from jaxnorm.linen.freezing import norm_labels as norm_labels
 from jaxnorm.linen.freezing import unfreeze as unfreeze
+from jaxnorm.linen.from_flax import in_place_of_flax as in_place_of_flax
 from jaxnorm.linen.norms import GroupNorm as GroupNorm
 from jaxnorm.linen.norms import InstanceNorm as InstanceNorm
 from jaxnorm.linen.norms import LayerNorm as LayerNorm
 from jaxnorm.linen.norms import RMSNorm as RMSNorm
 from jaxnorm.linen.pop_art import PopArt as PopArt
+from jaxnorm.linen.recalibration import recalibrate as recalibrate
 from jaxnorm.linen.weights import SpectralNorm as SpectralNorm
 from jaxnorm.linen.weights import WeightNorm as WeightNorm

@@ -110,7 +110,8 @@ class ScaleNorm(_Pointwise):
 class GatedRMSNorm(Measured):
     """Gated RMS norm: y = rms_norm(x) * scale * silu(gate), called with x and the gate.
 
-    With `norm_before_gate=False` it is rms_norm(x * silu(gate)) * scale, as in Mamba-2.
+    With `norm_before_gate=False` it is rms_norm(x * silu(gate)) * scale, as in Mamba-2. With `group_size`
+    each group of so many features has its own mean square.
 
     Dao and Gu, 2024, arXiv:2405.21060.
 
@@ -123,6 +124,7 @@ class GatedRMSNorm(Measured):
     """
 
     norm_before_gate: bool = True
+    group_size: int | None = None
     use_scale: bool = True
     scale_init: Initializer = initializers.ones
 
@@ -133,8 +135,8 @@ class GatedRMSNorm(Measured):
         return normalized(self, x, mask=mask, weights=weights, gate=gate)
 
     def normalize(self, x: Array, **call: Any) -> Array:
-        order = self.norm_before_gate
-        return jaxnorm.gated_rms_norm(x, norm_before_gate=order, axis=self.feature_axes, **call)
+        call["norm_before_gate"], call["group_size"] = self.norm_before_gate, self.group_size
+        return jaxnorm.gated_rms_norm(x, axis=self.feature_axes, **call)
 
 
 class PartialRMSNorm(_Masked):

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from flax.core import FrozenDict
 
+from jaxnorm._base.messages import error, public
 from jaxnorm._layers import state as state
 from jaxnorm.linen.frozen import FrozenStats
 
@@ -20,6 +21,7 @@ _OWN = {
 }
 
 
+@public
 def freeze(variables: Any, filter: Any) -> Any:
     """Variables whose chosen batch norms evaluate and keep their statistics, in every mode.
 
@@ -47,13 +49,13 @@ def freeze(variables: Any, filter: Any) -> Any:
     [1.0]
     """
     return _marked(
-        "freeze",
         variables,
         filter,
         lambda stats: FrozenStats({**stats, "frozen": state.mark(stats["var"])}),
     )
 
 
+@public
 def unfreeze(variables: Any, filter: Any) -> Any:
     """Undoes `freeze` for the batch norms that `filter` chooses.
 
@@ -63,11 +65,10 @@ def unfreeze(variables: Any, filter: Any) -> Any:
     >>> jn.unfreeze(jn.freeze(variables, ...), ...) == variables
     True
     """
-    return _marked(
-        "unfreeze", variables, filter, lambda stats: {k: v for k, v in stats.items() if k != "frozen"}
-    )
+    return _marked(variables, filter, lambda stats: {k: v for k, v in stats.items() if k != "frozen"})
 
 
+@public
 def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: Any = "other") -> Any:
     """A tree like params that tells the scales and biases of norms from all other parameters, for optax.
 
@@ -92,7 +93,7 @@ def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: An
     >>> jn.norm_labels({"dense": {"kernel": 1.0, "bias": 1.0}, "norm": {"scale": 1.0, "bias": 1.0}})
     {'dense': {'kernel': 'other', 'bias': 'other'}, 'norm': {'scale': 'norm', 'bias': 'norm'}}
     """
-    _check_dict("norm_labels", "params", params, "the parameters, or the variables, that init returned")
+    check_dict("params", params, "the parameters, or the variables, that init returned")
     chosen = nnx.filterlib.to_predicate(filter)
 
     def labelled(path: Path, node: Any, stats: Any) -> Any:
@@ -100,7 +101,7 @@ def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: An
         known = any(name != "bias" for name in own) or {"mean", "var"} <= stats.keys()
         label = norm if known and own <= _OWN and chosen(path, node) else other
         return {
-            name: labelled((*path, name), v, _inside(stats, name))
+            name: labelled((*path, name), v, inside(stats, name))
             if isinstance(v, Mapping)
             else jax.tree.map(lambda _: label, v)
             for name, v in node.items()
@@ -109,36 +110,49 @@ def norm_labels(params: Any, *, filter: Any = ..., norm: Any = "norm", other: An
     if not isinstance(params.get("params"), Mapping):
         return type(params)(labelled((), params, {}))
     labels = {name: jax.tree.map(lambda _: other, v) for name, v in params.items()}
-    return type(params)({**labels, "params": labelled((), params["params"], _inside(params, "batch_stats"))})
+    return type(params)({**labels, "params": labelled((), params["params"], inside(params, "batch_stats"))})
 
 
-def _inside(node: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def inside(node: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The dict of that name, empty where there is none."""
     found = node.get(name)
     return found if isinstance(found, Mapping) else {}
 
 
-def _check_dict(function: str, name: str, value: Any, remedy: str) -> None:
+def over_norms(stats: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """A collection of statistics with `change(path, statistics)` in place of those of each norm.
+
+    Args:
+      stats: the collection, or what is inside of it at `path`.
+      change: takes the path and the dict of a mean, a var and what else a norm stores.
+      path: of stats.
+    """
+    if not isinstance(stats, Mapping):
+        return stats
+    if {"mean", "var"} <= stats.keys() and not any(isinstance(v, Mapping) for v in stats.values()):
+        return change(path, stats)
+    return {name: over_norms(v, change, (*path, name)) for name, v in stats.items()}
+
+
+def check_dict(name: str, value: Any, remedy: str) -> None:
+    """A TypeError if the value of that name is no dict, with what to pass."""
     if not isinstance(value, Mapping) or isinstance(value, nnx.State):
-        raise TypeError(f"{function}: {name} must be a dict, got {type(value).__name__}; pass {remedy}.")
+        raise error(TypeError, f"{name} must be a dict, got {type(value).__name__}", f"pass {remedy}")
 
 
-def _marked(function: str, variables: Any, filter: Any, change: Callable[[Any], Any]) -> Any:
-    _check_dict(function, "variables", variables, "the variables that init returned")
+def _marked(variables: Any, filter: Any, change: Callable[[Any], Any]) -> Any:
+    check_dict("variables", variables, "the variables that init returned")
     chosen, found, changed = nnx.filterlib.to_predicate(filter), [], []
 
-    def walk(path: Path, node: Any) -> Any:
-        if not isinstance(node, Mapping):
+    def marked(path: Path, node: Any) -> Any:
+        found.append("/".join(path))
+        if not chosen(path, node):
             return node
-        if {"mean", "var"} <= node.keys() and not any(isinstance(v, Mapping) for v in node.values()):
-            found.append("/".join(path))
-            if chosen(path, node):
-                changed.append(path)
-                return change(node)
-        return {name: walk((*path, name), v) for name, v in node.items()}
+        changed.append(path)
+        return change(node)
 
-    stats = walk((), variables.get("batch_stats", {}))
+    stats = over_norms(variables.get("batch_stats", {}), marked)
     if not changed:
-        raise ValueError(state.nothing_chosen(function, filter, found))
+        raise state.nothing_chosen(filter, found)
     whole = {**variables, "batch_stats": stats}
     return FrozenDict(whole) if isinstance(variables, FrozenDict) else whole

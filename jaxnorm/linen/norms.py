@@ -1,12 +1,15 @@
 """Linen layers of Flax that normalize every sample by itself."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from jax import Array
+from jax.nn import initializers
 
 import jaxnorm
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers.calls import Initializer
+from jaxnorm.linen.batch import Stateful
 from jaxnorm.linen.parameters import Layer, normalized
 
 
@@ -51,7 +54,8 @@ class LayerNorm(_Norm, nn.LayerNorm):
 class RMSNorm(_Norm, nn.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
-    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g. `use_bias=True`
+    adds a bias, as Equinox does.
 
     Zhang and Sennrich, 2019, arXiv:1910.07467.
 
@@ -63,16 +67,18 @@ class RMSNorm(_Norm, nn.RMSNorm):
     """
 
     zero_centered_scale: bool = False
+    use_bias: bool = False
+    bias_init: Initializer = initializers.zeros
 
     def normalize(self, x: Array, **call: Any) -> Array:
         return jaxnorm.rms_norm(x, **layers.rows(self), **call)
 
 
 class GroupNorm(_Norm, nn.GroupNorm):
-    """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
+    """Group norm: the channels, `feature_axis`, in `num_groups` groups or in groups of `group_size`.
 
     Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
-    of which the last axis must be one. ValueError, as in Flax, where the groups do not divide the
+    of which the channels' axis must be one. ValueError, as in Flax, where the groups do not divide the
     channels.
 
     Wu and He, 2018, arXiv:1803.08494.
@@ -85,16 +91,25 @@ class GroupNorm(_Norm, nn.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
+    feature_axis: int = -1
+
     def normalize(self, x: Array, **call: Any) -> Array:
         layers.check_reduced(self, x)
-        num_groups, _ = layers.groups("GroupNorm", x.shape[-1], self.num_groups, self.group_size)
-        return jaxnorm.group_norm(x, num_groups, reduction_axes=self.reduction_axes, **call)
+        (channels,) = layers.feature_shape(self, x)
+        num_groups, _ = layers.groups(channels, self.num_groups, self.group_size)
+        call["feature_axis"], call["reduction_axes"] = self.feature_axis, self.reduction_axes
+        return jaxnorm.group_norm(x, num_groups, **call)
 
 
-class InstanceNorm(_Norm, nn.InstanceNorm):
+class InstanceNorm(Stateful, nn.InstanceNorm):
     """Instance norm: each sample and channel has its own mean and variance.
 
     They are taken over all axes but 0 and `feature_axes`.
+
+    With `track_stats=True` the collection `batch_stats` holds `mean` and `var`, the averages with weight
+    `momentum` on the old value of the mean over samples of their means and variances, and evaluation
+    (`use_running_average=True`) is by these. `unbiased=True` stores PyTorch's variance. Modes, `update_stats`
+    and freezing are as in `BatchNorm`. Without `track_stats` they change nothing.
 
     Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022.
 
@@ -106,5 +121,36 @@ class InstanceNorm(_Norm, nn.InstanceNorm):
     [-1.  1. -1.  1.]
     """
 
-    def normalize(self, x: Array, **call: Any) -> Array:
-        return jaxnorm.instance_norm(x, feature_axis=self.feature_axes, **call)
+    track_stats: bool = False
+    use_running_average: bool | None = None
+    momentum: Any = 0.9
+    unbiased: bool = False
+    update_stats: bool | None = None
+
+    averages_instances: ClassVar[bool] = True
+
+    # batch norm's options, which this norm has not
+    debias: ClassVar[bool] = False
+    every_k: ClassVar[int] = 1
+    blend: ClassVar[None] = None
+    count_skipped: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        use_running_average: bool | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
+        if not self.track_stats:
+            return normalized(self, x, feature_axis=self.feature_axes, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    def normalize(self, x: Array, *stats: Any, **call: Any) -> Any:
+        return jaxnorm.running_instance_norm(x, *stats, **call) if stats else jaxnorm.instance_norm(x, **call)

@@ -15,14 +15,20 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 `promote_dtype` is for Flax's own layers.
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
+After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
+beside them, and `bake` weight and spectral norm part of the weights. `diagnose` reports what the statistics
+of a model say.
+`convert` makes the norms of a built model these.
 """
 
+from jaxnorm.nnx.bake import bake as bake
 from jaxnorm.nnx.batch import BatchNorm as BatchNorm
 from jaxnorm.nnx.conditional import SPADE as SPADE
 from jaxnorm.nnx.conditional import AdaLayerNorm as AdaLayerNorm
 from jaxnorm.nnx.conditional import AdaLayerNormZero as AdaLayerNormZero
 from jaxnorm.nnx.conditional import ConditionalBatchNorm as ConditionalBatchNorm
 from jaxnorm.nnx.conditional import FiLM as FiLM
+from jaxnorm.nnx.diagnosing import diagnose as diagnose
 from jaxnorm.nnx.family import Derf as Derf
 from jaxnorm.nnx.family import DynamicTanh as DynamicTanh
 from jaxnorm.nnx.family import EvoNormS0 as EvoNormS0
@@ -42,13 +48,16 @@ from jaxnorm.nnx.family_batch import InputNorm as InputNorm
 from jaxnorm.nnx.family_batch import IterNorm as IterNorm
 from jaxnorm.nnx.family_batch import RecurrentBatchNorm as RecurrentBatchNorm
 from jaxnorm.nnx.family_batch import SwitchableNorm as SwitchableNorm
+from jaxnorm.nnx.fold import fold as fold
 from jaxnorm.nnx.freezing import freeze as freeze
 from jaxnorm.nnx.freezing import norm_labels as norm_labels
 from jaxnorm.nnx.freezing import unfreeze as unfreeze
+from jaxnorm.nnx.from_flax import convert as convert
 from jaxnorm.nnx.norms import GroupNorm as GroupNorm
 from jaxnorm.nnx.norms import InstanceNorm as InstanceNorm
 from jaxnorm.nnx.norms import LayerNorm as LayerNorm
 from jaxnorm.nnx.norms import RMSNorm as RMSNorm
 from jaxnorm.nnx.pop_art import PopArt as PopArt
+from jaxnorm.nnx.recalibration import recalibrate as recalibrate
 from jaxnorm.nnx.weights import SpectralNorm as SpectralNorm
 from jaxnorm.nnx.weights import WeightNorm as WeightNorm

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import InitVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
+from jaxnorm._layers import update as update
 from jaxnorm._layers.calls import Initializer, Shape
 from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, parameters, promoted
 
@@ -46,7 +48,101 @@ def _as_flax_calls_it(set_view: Callable[..., None]) -> Callable[..., Any]:
     return giving_back
 
 
-class BatchNorm(Layer, nnx.BatchNorm):
+class Stateful(Layer):
+    """A layer that keeps statistics: what batch norm and instance norm have in common."""
+
+    averages_instances: ClassVar[bool] = False  # whether mean and var are averages of those of instances
+    uses_stats: ClassVar[str] = ""  # what a subclass needs stored statistics for, as "to ..."
+    schedules: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    def __post_init__(self, *variables: Any) -> None:
+        super().__post_init__(*variables)
+        names, values = state.names(self), self._start()
+        for name in names:
+            setattr(self, name, nnx.BatchStat(values[name]))
+
+    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
+        """The statistics before training, of weight 0: mean, var and weight."""
+        return jaxnorm.initial_stats(features, weight=0.0, dtype=dtype)
+
+    def at_step(self, value: Any) -> Any:
+        """The value of a field that may be a schedule, of the updates counted in `step`."""
+        return state.at_step(self, value, self.step[...] if hasattr(self, "step") else None)
+
+    def normalize_and_update(
+        self, x: Array, use_running_average: bool | None, update_stats: bool | None, **call: Any
+    ) -> Array:
+        """y by `normalize`, and the statistics updated: what a call of a subclass returns.
+
+        Args:
+          x, use_running_average, update_stats: of the call.
+          call: `mask`, `weights`, `scale` and `bias` of the call, and what else `normalize` takes.
+        """
+        layer: Any = self  # the fields are those of the subclasses, in Flax's order
+        if use_running_average is None:
+            use_running_average = layer.use_running_average
+        if use_running_average is None and layer.track_stats:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
+                "constructor or to the call, or set it with train(), eval() or nnx.view."
+            )
+        if hasattr(self, state.SAMPLE):
+            train, updated = not self.frozen, False
+        else:
+            train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
+        y, new = self._y_and_stats(x, train=train, updated=updated, **call)
+        state.tell(self, x, {"mean": layer.mean[...]} if layer.track_stats else {}, **call)
+        for name, value in new.items():
+            if hasattr(self, name):
+                getattr(self, name).set_value(value)
+            else:  # an option that was changed after the layer was built needs it
+                setattr(self, name, nnx.BatchStat(value))
+        return y
+
+    @compiled
+    def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
+        """y, and the statistics to store. Those that a changed option needs are created at their start."""
+        names = state.names(self, partial(hasattr, self))
+        stored = {name: getattr(self, name).get_value() for name in names if hasattr(self, name)}
+        if len(stored) < len(names):
+            values = self._start()
+            stored = {name: stored.get(name, values[name]) for name in names}
+        call.update(self._promotion(stored))
+        run = recalibration.measure if state.SAMPLE in names else update.normalize_and_update
+        return run(self, x, parameters(self), stored, **call)
+
+    def _promotion(self, stored: dict[str, Array]) -> dict[str, Any]:
+        """The option `promote` of `calls.normalize`, for a layer that promotes as Flax's own does."""
+        return {}
+
+    def _start(self) -> dict[str, Array]:
+        """All that may be stored, at the start. A mean is complex if y or a parameter may be."""
+        layer: Any = self
+        dtype = layers.mean_dtype(jnp.float32, layer.dtype, layer.param_dtype)
+        return state.start(self, (self.num_features,), dtype)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` holds the statistics still."""
+        return is_frozen(self)
+
+    @_as_flax_calls_it
+    def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
+        """For `nnx.view`.
+
+        Args:
+          use_running_average: normalize by the stored statistics, not the batch's.
+          update_stats: update the stored statistics, or keep them.
+        """
+        layer: Any = self
+        if use_running_average is not None:
+            layer.use_running_average = use_running_average
+        if update_stats is not None:
+            layer.update_stats = update_stats
+
+
+class BatchNorm(Stateful, nnx.BatchNorm):
     """Batch norm: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but `axis`.
 
     The `nnx.BatchStat`s `mean` and `var` are moving averages with weight `momentum` on the old value. An
@@ -60,6 +156,13 @@ class BatchNorm(Layer, nnx.BatchNorm):
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, always traced, of the updates counted in `step`. `unbiased=True` stores
     PyTorch's variance. `nnx.view` takes `update_stats`, too.
+
+    `every_k=k` puts the moments of k training calls into the average once, merged: the statistics of the
+    large batch under gradient accumulation. They wait in `pending_*`; `step` counts updates of the average.
+    `blend=alpha` evaluates by alpha times the stored mean and var plus 1 - alpha times the batch's: a number
+    in [0, 1], or a function of the number of samples. `track_stats=False` stores nothing and normalizes by
+    the batch always. `count_skipped=True` keeps in `skipped_channels` and `skipped_batches` how often what
+    was not finite was left out. See docs/statistics_after_training.md.
 
     Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
     identity. A weight of 0 says that no batch has been counted; one that is missing, since `set_attributes`
@@ -125,14 +228,10 @@ class BatchNorm(Layer, nnx.BatchNorm):
     update_stats: bool | None = None
     debias: bool = False
     unbiased: bool = False
-
-    schedules: ClassVar[tuple[str, ...]] = ("momentum",)
-
-    def __post_init__(self, *variables: Any) -> None:
-        super().__post_init__(*variables)
-        values = self._start()
-        for name in state.names(self):
-            setattr(self, name, nnx.BatchStat(values[name]))
+    every_k: int = 1
+    blend: Any = None
+    track_stats: bool = True
+    count_skipped: bool = False
 
     def __call__(
         self,
@@ -152,70 +251,8 @@ class BatchNorm(Layer, nnx.BatchNorm):
         """y and the new statistics: what a subclass changes."""
         return jaxnorm.batch_norm(x, stats, **call)
 
-    def initial_stats(self, features: Shape, dtype: DTypeLike) -> Any:
-        """The statistics before training, of weight 0: mean, var and weight."""
-        return jaxnorm.initial_stats(features, weight=0.0, dtype=dtype)
-
-    def at_step(self, value: Any) -> Any:
-        """The value of a field that may be a schedule, of the updates counted in `step`."""
-        return state.at_step(self, value, self.step[...] if hasattr(self, "step") else None)
-
-    def normalize_and_update(
-        self, x: Array, use_running_average: bool | None, update_stats: bool | None, **call: Any
-    ) -> Array:
-        """y by `normalize`, and the statistics updated: what a call of a subclass returns.
-
-        Args:
-          x, use_running_average, update_stats: of the call.
-          call: `mask`, `weights`, `scale` and `bias` of the call, and what else `normalize` takes.
-        """
-        if use_running_average is None:
-            use_running_average = self.use_running_average
-        if use_running_average is None:
-            name = type(self).__name__
-            raise ValueError(
-                f"{name}: No `use_running_average` argument was provided to {name}. Pass it to the "
-                "constructor or to the call, or set it with train(), eval() or nnx.view."
-            )
-        train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
-        y, new = self._y_and_stats(x, train=train, updated=updated, **call)
-        for name, value in new.items():
-            if hasattr(self, name):
-                getattr(self, name).set_value(value)
-            else:  # an option that was changed after the layer was built needs it
-                setattr(self, name, nnx.BatchStat(value))
-        return y
-
-    @compiled_method
-    def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
-        """y, and the statistics to store. Those that a changed option needs are created at their start."""
-        names = state.names(self)
-        stored = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
-        if len(stored) < len(names):
-            values = self._start()
-            stored = {name: stored.get(name, values[name]) for name in names}
-        if type(self).normalize is BatchNorm.normalize:  # Flax's own promotes its statistics, too
-            call["promote"] = promoted(self, stored["mean"], stored["var"])
-        return state.normalize_and_update(self, x, parameters(self), stored, **call)
-
-    def _start(self) -> dict[str, Array]:
-        """All that may be stored, at the start. A mean is complex if y or a parameter may be."""
-        dtype = layers.mean_dtype(jnp.float32, self.dtype, self.param_dtype)
-        return state.start(self, (self.num_features,), dtype)
-
-    @property
-    def frozen(self) -> bool:
-        """Whether `freeze` holds the statistics still."""
-        return is_frozen(self)
-
-    @_as_flax_calls_it
-    def set_view(self, use_running_average: bool | None = None, update_stats: bool | None = None) -> None:
-        """For `nnx.view`.
-
-        Args:
-          use_running_average: normalize by the stored statistics, not the batch's.
-          update_stats: update the stored statistics, or keep them.
-        """
-        super().set_view(use_running_average)
-        if update_stats is not None:
-            self.update_stats = update_stats
+    def _promotion(self, stored: dict[str, Array]) -> dict[str, Any]:
+        if type(self).normalize is not BatchNorm.normalize:
+            return {}
+        # Flax's own promotes its statistics, too
+        return {"promote": promoted(self, *(stored[name] for name in ("mean", "var") if name in stored))}

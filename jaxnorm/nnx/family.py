@@ -8,7 +8,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import family as family
@@ -19,7 +19,7 @@ from jaxnorm.nnx.parameters import Affine, Measured, Norm, normalized, parameter
 class _Pointwise(Norm):
     """Without moments."""
 
-    @compiled_method
+    @compiled
     def __call__(self, x: Array) -> Array:
         return normalized(self, x)
 
@@ -27,7 +27,7 @@ class _Pointwise(Norm):
 class _Masked(Measured):
     """With moments of what is not masked."""
 
-    @compiled_method
+    @compiled
     def __call__(self, x: Array, *, mask: Array | None = None, weights: Array | None = None) -> Any:
         return normalized(self, x, mask=mask, weights=weights)
 
@@ -113,7 +113,8 @@ class ScaleNorm(_Pointwise):
 class GatedRMSNorm(Measured):
     """Gated RMS norm: y = rms_norm(x) * scale * silu(gate), called with x and the gate.
 
-    With `norm_before_gate=False` it is rms_norm(x * silu(gate)) * scale, as in Mamba-2.
+    With `norm_before_gate=False` it is rms_norm(x * silu(gate)) * scale, as in Mamba-2. With `group_size`
+    each group of so many features has its own mean square.
 
     Dao and Gu, 2024, arXiv:2405.21060.
 
@@ -127,18 +128,19 @@ class GatedRMSNorm(Measured):
     """
 
     norm_before_gate: bool = True
+    group_size: int | None = None
     use_scale: bool = True
     scale_init: Initializer = initializers.ones
 
-    @compiled_method
+    @compiled
     def __call__(
         self, x: Array, gate: Array, *, mask: Array | None = None, weights: Array | None = None
     ) -> Array:
         return normalized(self, x, mask=mask, weights=weights, gate=gate)
 
     def normalize(self, x: Array, **call: Any) -> Array:
-        order = self.norm_before_gate
-        return jaxnorm.gated_rms_norm(x, norm_before_gate=order, axis=self.feature_axes, **call)
+        call["norm_before_gate"], call["group_size"] = self.norm_before_gate, self.group_size
+        return jaxnorm.gated_rms_norm(x, axis=self.feature_axes, **call)
 
 
 class PartialRMSNorm(_Masked):
@@ -191,7 +193,7 @@ class QKNorm(Measured):
     def shapes(self, features: Shape) -> dict[str, Shape]:
         return {"query_scale": features, "key_scale": features} if self.use_scale else {}
 
-    @compiled_method
+    @compiled
     def __call__(self, query: Array, key: Array) -> tuple[Array, Array]:
         return normalized(self, query, key=key)
 

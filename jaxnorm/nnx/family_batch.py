@@ -35,6 +35,7 @@ class BatchRenorm(BatchNorm):
     d_max: float | Schedule = 5.0
 
     schedules = ("momentum", "r_max", "d_max")
+    uses_stats = "to correct the batch's towards"
 
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         r_max, d_max = self.at_step(self.r_max), self.at_step(self.d_max)
@@ -66,6 +67,8 @@ class GhostBatchNorm(BatchNorm):
 
 class _Bank(BatchNorm):
     """One state for every index."""
+
+    uses_stats = "for every index"
 
     def __call__(
         self,
@@ -213,6 +216,8 @@ class InputNorm(BatchNorm):
     use_bias: bool = False
     use_scale: bool = False
     clip: float | None = None
+
+    uses_stats = "to normalize by all that was seen"
 
     def normalize(self, x: Array, stats: Any, **call: Any) -> tuple[Array, Any]:
         return jaxnorm.input_norm(x, stats, clip=self.clip, **call)

@@ -4,15 +4,17 @@ from typing import Any
 
 from flax import nnx
 
+from jaxnorm._base.messages import error, public
 from jaxnorm._layers import state as state
-from jaxnorm.nnx.batch import MARK, BatchNorm
+from jaxnorm.nnx.batch import MARK, Stateful
 from jaxnorm.nnx.parameters import Layer
 from jaxnorm.nnx.pop_art import PopArt
 
 _NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, Layer)
-_OURS = (BatchNorm, PopArt)
+_OURS = (Stateful, PopArt)
 
 
+@public
 def freeze(model: nnx.Module, filter: Any) -> None:
     """Makes the chosen batch norms evaluate and keep their statistics, in train() and in every call, too.
 
@@ -39,7 +41,7 @@ def freeze(model: nnx.Module, filter: Any) -> None:
     >>> norm.mean[...].tolist()
     [1.0]
     """
-    chosen = _chosen("freeze", model, filter)
+    chosen = _chosen(model, filter)
     theirs = [path or "the model itself" for path, m in chosen.items() if not isinstance(m, _OURS)]
     if theirs:
         raise ValueError(
@@ -50,6 +52,7 @@ def freeze(model: nnx.Module, filter: Any) -> None:
         setattr(module, MARK, nnx.BatchStat(state.mark(module.var[...])))
 
 
+@public
 def unfreeze(model: nnx.Module, filter: Any) -> None:
     """Undoes `freeze` for the batch norms that `filter` chooses.
 
@@ -61,11 +64,12 @@ def unfreeze(model: nnx.Module, filter: Any) -> None:
     >>> norm.frozen
     False
     """
-    for module in _chosen("unfreeze", model, filter).values():
+    for module in _chosen(model, filter).values():
         if isinstance(module, _OURS) and module.frozen:
             delattr(module, MARK)
 
 
+@public
 def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any = "other") -> Any:
     """A state like `nnx.state(model, nnx.Param)` that tells norms from all other parameters, for optax.
 
@@ -90,7 +94,7 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
     """
     chosen = nnx.filterlib.to_predicate(filter)
     own: set[int] = set()
-    for path, module in _modules("norm_labels", model):
+    for path, module in _modules(model):
         if isinstance(module, nnx.WeightNorm) and chosen(path, module):
             own.update(map(id, (module.scales or {}).values()))
         elif isinstance(module, _NORMS) and chosen(path, module):
@@ -99,24 +103,23 @@ def norm_labels(model: Any, *, filter: Any = ..., norm: Any = "norm", other: Any
     return nnx.map_state(lambda _, v: norm if id(v) in own else other, nnx.state(model, nnx.Param))
 
 
-def _modules(function: str, model: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def _modules(model: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """The modules of a model, with their paths."""
     modules = list(nnx.iter_modules(model))
     if not modules:
-        raise TypeError(
-            f"{function}: model must be an nnx.Module, got {type(model).__name__}; pass the model itself, "
-            "not its state or its parameters."
-        )
+        problem = f"model must be an nnx.Module, got {type(model).__name__}"
+        raise error(TypeError, problem, "pass the model itself, not its state or its parameters")
     return modules
 
 
-def _chosen(function: str, model: Any, filter: Any) -> dict[str, Any]:
+def _chosen(model: Any, filter: Any) -> dict[str, Any]:
     """The layers with statistics that `filter` chooses, by path, Flax's own batch norms among them."""
     predicate = nnx.filterlib.to_predicate(filter)
-    kept = [(path, m) for path, m in _modules(function, model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
+    norms = [(path, m) for path, m in _modules(model) if isinstance(m, (nnx.BatchNorm, *_OURS))]
+    kept = [(path, m) for path, m in norms if hasattr(m, "var")]  # others keep no statistics
     chosen = {_name(path): m for path, m in kept if predicate(path, m)}
     if not chosen:
-        raise ValueError(state.nothing_chosen(function, filter, [_name(path) for path, _ in kept]))
+        raise state.nothing_chosen(filter, [_name(path) for path, _ in kept])
     return chosen
 
 

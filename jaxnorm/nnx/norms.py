@@ -1,7 +1,7 @@
 """Nnx layers of Flax that normalize every sample by itself."""
 
 from dataclasses import InitVar, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,16 +12,17 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers.calls import Axes, Initializer
+from jaxnorm.nnx.batch import Stateful
 from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, normalized, promoted
 
 
 class _Norm(Layer):
     """The call of all of them but RMS norm."""
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -76,7 +77,8 @@ class LayerNorm(_Norm, nnx.LayerNorm):
 class RMSNorm(Layer, nnx.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
-    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g. `use_bias=True`
+    adds a bias, as Equinox does.
 
     Zhang and Sennrich, 2019, arXiv:1910.07467.
 
@@ -101,11 +103,13 @@ class RMSNorm(Layer, nnx.RMSNorm):
     rngs: InitVar[nnx.Rngs]
     scale_metadata: InitVar[Metadata] = NO_METADATA
     zero_centered_scale: bool = False
+    use_bias: bool = False
+    bias_init: Initializer = initializers.zeros
 
     def __post_init__(self, rngs: nnx.Rngs, scale_metadata: Metadata) -> None:
         super().__post_init__(rngs, NO_METADATA, scale_metadata)
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -123,10 +127,10 @@ class RMSNorm(Layer, nnx.RMSNorm):
 
 
 class GroupNorm(_Norm, nnx.GroupNorm):
-    """Group norm: the channels, the last axis, in `num_groups` groups or in groups of `group_size`.
+    """Group norm: the channels, `feature_axis`, in `num_groups` groups or in groups of `group_size`.
 
     Each sample and group has its own mean and variance, over all other axes or over `reduction_axes`,
-    of which the last axis must be one. ValueError, Flax's own, where the groups do not divide the
+    of which the channels' axis must be one. ValueError, Flax's own, where the groups do not divide the
     channels.
 
     Wu and He, 2018, arXiv:1803.08494.
@@ -156,25 +160,30 @@ class GroupNorm(_Norm, nnx.GroupNorm):
     rngs: InitVar[nnx.Rngs]
     bias_metadata: InitVar[Metadata] = NO_METADATA
     scale_metadata: InitVar[Metadata] = NO_METADATA
+    feature_axis: int = -1
 
     def __post_init__(self, *variables: Any) -> None:
         chosen = self.num_groups, self.group_size
-        self.num_groups, self.group_size = layers.groups(
-            "GroupNorm", self.num_features, *chosen, of="features"
-        )
-        self.feature_axis = -1
+        self.num_groups, self.group_size = layers.groups(self.num_features, *chosen, of="features")
         super().__post_init__(*variables)
 
     def normalize(self, x: Array, **call: Any) -> Array:
         layers.check_reduced(self, x)
-        num_groups, _ = layers.groups("GroupNorm", x.shape[-1], self.num_groups, None)
-        return jaxnorm.group_norm(x, num_groups, reduction_axes=self.reduction_axes, **call)
+        (channels,) = layers.feature_shape(self, x)
+        num_groups, _ = layers.groups(channels, self.num_groups, None)
+        call["feature_axis"], call["reduction_axes"] = self.feature_axis, self.reduction_axes
+        return jaxnorm.group_norm(x, num_groups, **call)
 
 
-class InstanceNorm(_Norm, nnx.InstanceNorm):
+class InstanceNorm(Stateful, nnx.InstanceNorm):
     """Instance norm: each sample and channel has its own mean and variance.
 
     They are taken over all axes but 0 and `feature_axes`.
+
+    With `track_stats=True` the `nnx.BatchStat`s `mean` and `var` are averages, with weight `momentum` on the
+    old value, of the mean over samples of their means and variances, and evaluation (`eval()`) is by these.
+    `unbiased=True` stores PyTorch's variance. Modes, `update_stats` and freezing are as in `BatchNorm`.
+    Without `track_stats` they change nothing.
 
     Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022.
 
@@ -202,5 +211,42 @@ class InstanceNorm(_Norm, nnx.InstanceNorm):
     bias_metadata: InitVar[Metadata] = NO_METADATA
     scale_metadata: InitVar[Metadata] = NO_METADATA
 
-    def normalize(self, x: Array, **call: Any) -> Array:
-        return jaxnorm.instance_norm(x, feature_axis=self.feature_axes, **call)
+    track_stats: bool = False
+    use_running_average: bool | None = False
+    momentum: Any = 0.9
+    unbiased: bool = False
+    update_stats: bool | None = None
+
+    averages_instances: ClassVar[bool] = True
+
+    # batch norm's options, which this norm has not
+    debias: ClassVar[bool] = False
+    every_k: ClassVar[int] = 1
+    blend: ClassVar[None] = None
+    count_skipped: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        use_running_average: bool | None = None,
+        weights: Array | None = None,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        update_stats: bool | None = None,
+    ) -> Array:
+        call = {"mask": mask, "weights": weights, "scale": scale, "bias": bias}
+        if not self.track_stats:
+            return self._by_instances(x, **call)
+        return self.normalize_and_update(x, use_running_average, update_stats, **call)
+
+    @compiled
+    def _by_instances(self, x: Array, **call: Any) -> Array:
+        return normalized(self, x, promote=promoted(self), feature_axis=self.feature_axes, **call)
+
+    def _promotion(self, stored: dict[str, Array]) -> dict[str, Any]:
+        return {"promote": promoted(self)}
+
+    def normalize(self, x: Array, *stats: Any, **call: Any) -> Any:
+        return jaxnorm.running_instance_norm(x, *stats, **call) if stats else jaxnorm.instance_norm(x, **call)

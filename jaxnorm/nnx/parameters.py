@@ -34,8 +34,9 @@ class Signature:
         return inspect.signature(partial(cls.__init__, None))
 
 
+# Python changes the class of a layer of Flax, as `convert` does, where nnx.Module is the first base.
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
-class Fields(Named, nnx.Module):
+class Fields(nnx.Module, Named):
     """A module whose annotated fields are the arguments of its constructor, as in linen.
 
     `__post_init__` makes its variables. A subclass may write a constructor instead.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import InitVar, field
+from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -67,17 +68,10 @@ class WeightNorm(Fields, nnx.WeightNorm):
         self.scales = nnx.data(scales) if self.use_scale else None
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
-        scales: Any = self.scales
-
-        def normalized(path: Path, v: Any) -> Array:
-            if not self.variable_filter(path, v):
-                return v[...]
-            return shared.weight_norm(self, v[...], scales[path][...] if self.use_scale else None)
-
-        return _with_weights(self.layer_instance, normalized)(x, *args, **kwargs)
+        return _with_weights(self.layer_instance, partial(of_length, self))(x, *args, **kwargs)
 
 
-class SpectralNorm(Named, nnx.SpectralNorm):
+class SpectralNorm(nnx.SpectralNorm, Named):
     """Spectral norm: a layer whose matrices are divided by their largest singular values.
 
     Of each, `batch_stats` holds u and sigma: where power iteration goes on from at the next call, and what it
@@ -103,16 +97,26 @@ class SpectralNorm(Named, nnx.SpectralNorm):
         if update_stats is None:
             update_stats = not self.use_running_average
 
-        def normalized(path: Path, v: Any) -> Array:
-            if not shared.is_matrix(self, v):
-                return v[...]
-            kept = {name: self.batch_stats[(*path, name)] for name in ("u", "sigma")}
-            w, new = shared.spectral_norm(self, v[...], **{name: s[...] for name, s in kept.items()})
-            for name, value in new.items() if update_stats else ():
-                kept[name].set_value(value)
-            return w
-
+        normalized = partial(by_sigma, self, update_stats=update_stats)
         return _with_weights(self.layer_instance, normalized)(x, **kwargs)
+
+
+def of_length(layer: Any, path: Path, v: Any) -> Array:
+    """The variable at a path in what a WeightNorm wraps, normalized if its filter selects it."""
+    if not layer.variable_filter(path, v):
+        return v[...]
+    return shared.weight_norm(layer, v[...], layer.scales[path][...] if layer.use_scale else None)
+
+
+def by_sigma(layer: Any, path: Path, v: Any, update_stats: bool = False) -> Array:
+    """The variable at a path in what a SpectralNorm wraps, normalized if it is a matrix."""
+    if not shared.is_matrix(layer, v):
+        return v[...]
+    kept = {name: layer.batch_stats[(*path, name)] for name in ("u", "sigma")}
+    w, new = shared.spectral_norm(layer, v[...], **{name: s[...] for name, s in kept.items()})
+    for name, value in new.items() if update_stats else ():
+        kept[name].set_value(value)
+    return w
 
 
 def _with_weights(layer: nnx.Module, normalized: Callable[[Path, Any], Array]) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import flax.linen
 import jax.numpy as jnp
 import pytest
-from public import DOCUMENTED, FUNCTIONS, LAYERS
+from public import AFTER_TRAINING, DOCUMENTED, FUNCTIONS, LAYERS
 
 import jaxnorm
 
@@ -24,7 +24,8 @@ FLOORS = [
     {"_xla"},
     {"_core"},
     {"_norms"},
-    {"_layers", "population", "convert", "monitor"},
+    {"population"},
+    {"_layers", "convert", "monitor"},
     {"__init__"},
     {"linen", "nnx"},
 ]
@@ -120,15 +121,15 @@ def test_a_file_is_read_in_one_sitting(path):
 POSITIONAL_DEFAULTS = {("combine", "axis"), ("group_norm", "num_groups")}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", FUNCTIONS | AFTER_TRAINING)
 def test_what_has_a_default_is_keyword_only(name):
-    for p in inspect.signature(FUNCTIONS[name]).parameters.values():
+    for p in inspect.signature((FUNCTIONS | AFTER_TRAINING)[name]).parameters.values():
         keyword_only = p.kind is inspect.Parameter.KEYWORD_ONLY
         assert p.default is p.empty or keyword_only or (name, p.name) in POSITIONAL_DEFAULTS
 
 
 def test_what_comes_first_is_positional():
-    for name, function in FUNCTIONS.items():
+    for name, function in (FUNCTIONS | AFTER_TRAINING).items():
         first = next(iter(inspect.signature(function).parameters.values()))
         assert first.kind is first.POSITIONAL_OR_KEYWORD and first.default is first.empty, name
 

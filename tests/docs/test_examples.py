@@ -257,3 +257,46 @@ def test_the_styles_of_data_parallel_training_agree(capsys):
         for part in ("params", "batch_stats"):
             chex.assert_trees_all_close(getattr(state, part), getattr(one, part), rtol=0, atol=5e-6)
     assert len(re.findall(r"[\d.]+%.* [\d.]+e[-+]0\d", capsys.readouterr().out)) == 4
+
+
+@pytest.mark.slow
+@flexible
+def test_test_time_adaptation(capsys):
+    rows = import_module("test_time_adaptation").main([])
+    output = capsys.readouterr().out
+    assert next(iter(rows)) == "as in training" and min(rows.pop("as in training")) > 0.95
+    for name, (source, batch, blended, adapted) in rows.items():
+        assert batch > source + 0.1 < min(blended, adapted), name
+        assert adapted > batch - 0.02, name
+        assert f"{adapted:.1%}" in output
+
+
+@pytest.mark.slow
+@flexible
+def test_averaged_weights_gain_by_recalibration(capsys):
+    rows = {row.weights: row for row in import_module("averaged_weights").main([])}
+    assert rows["SWA"].after > rows["SWA"].before + 0.02
+    assert rows["SWA"].after > rows["last"].after
+    assert rows["EMA"].after >= rows["EMA"].before - 0.005
+    printed = re.findall(r"│ (\w+) +│ ([\d.]+)% +│ ([\d.]+)%", capsys.readouterr().out)
+    assert {name: tuple(map(float, values)) for name, *values in printed} == {
+        name: (round(100 * row.before, 2), round(100 * row.after, 2)) for name, row in rows.items()
+    }
+
+
+def test_averaged_weights_refuses_wrong_arguments(capsys):
+    with pytest.raises(SystemExit):
+        import_module("averaged_weights").main(["--epochs", "0"])
+    message = "averaged_weights.py: error: argument --epochs: expected a whole number from 1, got '0'"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+@pytest.mark.slow
+@flexible
+def test_what_is_served_is_what_was_trained(tmp_path, capsys):
+    import_module("serve").main(["--epochs", "1", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    rows = re.findall(r"exact, ([\w-]+), loaded +│ ([\d.]+)% +│ ([\d.e-]+)", output)
+    assert [name for name, *_ in rows] == ["with-norms", "folded"]
+    assert all(float(right) > 80 and float(difference) < 1e-4 for _, right, difference in rows)
+    assert {path.name for path in tmp_path.iterdir()} == {"with-norms.jax", "folded.jax"}

@@ -16,6 +16,7 @@ ALONE = """
 import sys
 import jax
 import jaxnorm
+assert jaxnorm.population.fold_scale  # imported when it is asked for
 assert not {"flax", "optax"} & set(sys.modules)
 jax.config.update("jax_num_cpu_devices", 3)  # raises once a backend runs, as it does for any array
 assert len(jax.devices("cpu")) == 3

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from formulas import DECAY, EPSILON, along, batch, placed, pooled, standardized
+from formulas import DECAY, EPSILON, along, batch, placed, pooled, standardized, updated
 
 from jaxnorm import Covariance, Moments
 
@@ -54,10 +54,25 @@ def silu(xp, v):
     return v / (1 + xp.exp(-v))
 
 
-def gated(xp, x, scale, bias, where, stats, *, gate, before):
+def instances(xp, x, scale, bias, where, stats, *, train=True, unbiased=False):
+    """The average takes the plain mean of the instances' means and variances."""
+    if not train:
+        return batch(xp, x, scale, bias, where, stats, features=(2,), train=False)
+    m, places = pooled(xp, x, (1,), where)
+    there = m.weight > 0
+    var = m.var * xp.where(places > 1, places / xp.maximum(places - 1, 1), 1) if unbiased else m.var
+    count = xp.sum(xp.where(there, 1.0, 0.0), (0, 1))
+    new = (xp.sum(xp.where(there, v, 0), (0, 1)) / xp.maximum(count, 1) for v in (m.mean, var))
+    y = placed(xp, standardized(xp, x, m), scale, bias, (2,))
+    return y, updated(xp, stats, Moments(*new, count), None, DECAY, False)
+
+
+def gated(xp, x, scale, bias, where, stats, *, gate, before, parts=1):
     opened = silu(xp, xp.asarray(gate, dtype=float)[None])
     z = x if before else x * opened
-    y = standardized(xp, z, pooled(xp, z, (2,), where, centred=False)[0])
+    w = xp.broadcast_to(xp.ones(()) if where is None else where, x.shape)
+    pieces = zip(xp.split(z, parts, 2), xp.split(w, parts, 2), strict=True)
+    y = xp.concatenate([standardized(xp, v, pooled(xp, v, (2,), u, centred=False)[0]) for v, u in pieces], 2)
     return placed(xp, y * opened if before else y, scale, None, (2,)), None
 
 

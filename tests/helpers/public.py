@@ -1,6 +1,8 @@
 """The public functions and layers of jaxnorm."""
 
+import importlib
 import inspect
+from pathlib import Path
 from types import ModuleType
 
 import jaxnorm
@@ -22,4 +24,18 @@ LAYERS = [
     for name, value in public(module).items()
     if inspect.isclass(value) and value.__module__.startswith(module.__name__)
 ]
-DOCUMENTED = [(jaxnorm, name) for name, v in public(jaxnorm).items() if callable(v)] + LAYERS
+# The public packages of the floor between the norms and the layers.
+PACKAGES = [
+    importlib.import_module(f"jaxnorm.{name}")
+    for name in ("population", "convert", "monitor")
+    if (Path(jaxnorm.__file__).parent / name).exists()
+]
+AFTER_TRAINING = {
+    f"{module.__name__.removeprefix('jaxnorm.')}.{name}": value
+    for module in PACKAGES
+    for name, value in public(module).items()
+    if inspect.isfunction(value)
+}
+DOCUMENTED = [
+    (module, name) for module in (jaxnorm, *PACKAGES) for name, v in public(module).items() if callable(v)
+] + LAYERS

@@ -180,6 +180,20 @@ FAMILY = (
         FEATURES,
     ),
     row(
+        "gated in groups",
+        partial(gates, group_size=2),
+        partial(formula.gated, gate=GATE, before=True, parts=2),
+        FEATURES,
+    ),
+    row("running instance", remembers(jaxnorm.running_instance_norm), formula.instances, SAMPLE, ALL),
+    row(
+        "running instance unbiased",
+        remembers(jaxnorm.running_instance_norm, unbiased=True),
+        partial(formula.instances, unbiased=True),
+        SAMPLE,
+        ALL,
+    ),
+    row(
         "partial", forgets(jaxnorm.partial_rms_norm, num_features=3), partial(formula.part, first=3), FEATURES
     ),
     row("rms about one", from_one, partial(own, axes=(2,), centred=False, **CHANNELS), FEATURES),

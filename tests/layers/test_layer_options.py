@@ -380,7 +380,15 @@ def test_freezing_nothing_is_an_error(number):
 @pytest.mark.parametrize("name", ["BatchNorm", "LayerNorm", "RMSNorm", "WeightNorm"])
 def test_nnx_shows_its_own_options_after_flax_s(name):
     new = {
-        "BatchNorm": ["update_stats", "debias", "unbiased"],
+        "BatchNorm": [
+            "update_stats",
+            "debias",
+            "unbiased",
+            "every_k",
+            "blend",
+            "track_stats",
+            "count_skipped",
+        ],
         "WeightNorm": ["scale_from_weights"],
     }.get(name, ["zero_centered_scale"])
     assert list(inspect.signature(getattr(OURS["nnx"], name).__init__).parameters)[-len(new) :] == new

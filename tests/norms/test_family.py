@@ -34,7 +34,15 @@ OWN = ("renorm", "gated", "dynamic erf", "global response", "evonorm b0", "white
 PLAIN = ("bank", "partial", "adaptive layer", "conditional batch", "spade", "pixel", "reversible")
 PLAIN += ("whitened", "whitened by Newton")
 # Rows that leave more of an empty sample than the bias.
-FULL = ("blended", "gated", "gated before", "adaptive instance", "conditional batch", "global response")
+FULL = (
+    "blended",
+    "gated",
+    "gated before",
+    "gated in groups",
+    "adaptive instance",
+    "conditional batch",
+    "global response",
+)
 FULL += ("input", "filter response")
 
 

@@ -15,7 +15,6 @@ Select: TypeAlias = Callable[[tuple[str, ...], Any], bool] | None
 
 
 def mapped(
-    function: str,
     f: Callable[[Array, Any], Any],
     params: Any,
     others: Any,
@@ -25,7 +24,6 @@ def mapped(
     """A tree like params, with `f(v, other)` for the leaves that are selected.
 
     Args:
-      function: what an error speaks of.
       f: takes an array, and the leaf of `others` at the same place.
       params: a tree of arrays.
       others: a tree like params; None: every leaf is None.
@@ -38,6 +36,6 @@ def mapped(
     def at(path: Any, v: Any, other: Any) -> Any:
         names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
         chosen = jnp.ndim(v) > 1 if select is None else select(names, v)
-        return f(check.numbers(function, "/".join(names) or "params", v), other) if chosen else otherwise(v)
+        return f(check.numbers("/".join(names) or "params", v), other) if chosen else otherwise(v)
 
     return jax.tree_util.tree_map_with_path(at, params, others)
