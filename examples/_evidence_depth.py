@@ -24,7 +24,7 @@ from _evidence_net import (
     load,
     losses,
 )
-from _evidence_report import Band, Columns, Finding, listed, seed_range
+from _evidence_report import Band, Columns, Finding, listed, seed_range, short
 from jax import Array
 
 DEPTH = 32
@@ -77,12 +77,13 @@ def depth_finding(found: Depth) -> Finding:
     """The sizes without a norm, and the growth from the last to the first layer with one."""
     default, he = found.gradients.values()
     ratios = {name: first_to_last(band) for name, band in default.items()}
+    factors = {name: short(ratio) for name, ratio in ratios.items()}
     title = (
-        f"From the last of {DEPTH} layers to the first gradients change by a factor of {ratios['batch']:.2g} "
-        f"with batch norm, {ratios['layer']:.1g} with layer norm and {ratios['none']:.1g} without a norm"
+        f"From the last of {DEPTH} layers to the first gradients change by a factor of {factors['batch']} "
+        f"with batch norm, {factors['layer']} with layer norm and {factors['none']} without a norm"
     )
-    sizes = {name: f"{band.mean[0]:.1g}" for name, band in default.items()}
-    he_sizes = {name: f"{band.mean[0]:.1g}" for name, band in he.items()}
+    sizes = {name: short(float(band.mean[0])) for name, band in default.items()}
+    he_sizes = {name: short(float(band.mean[0])) for name, band in he.items()}
     details = (
         f"norm of the first layer's gradient: {listed(sizes, list(sizes))}; "
         f"with He's weights: {listed(he_sizes, list(he_sizes))}"

@@ -68,9 +68,11 @@ def noise_finding(found: Noise) -> Finding:
         for norm in ("none", "layer")
     )
     name = GHOSTS[best].name
-    smaller_gap = found.gap[name].high < found.gap["batch"].low
-    better_test = found.error[name].high < found.error["batch"].low
-    reproduced = "yes" if smaller_gap and better_test else "partly" if smaller_gap or better_test else "no"
+    helps = (
+        found.gap[name].high < found.gap["batch"].low and found.error[name].high < found.error["batch"].low
+    )
+    hurts = wrong[fewest] > wrong[BATCH_SIZE]
+    reproduced = "no" if not helps else "partly" if hurts else "yes"
     claim = "The noise of batch statistics regularizes"
     return Finding("f", "regularizing noise", title, details, claim, reproduced)
 

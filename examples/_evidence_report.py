@@ -48,6 +48,11 @@ def listed(values: Mapping[str, str], names: Sequence[str]) -> str:
     return ", ".join(f"{'RMS' if name == 'rms' else name} {values[name]}" for name in names)
 
 
+def short(value: float) -> str:
+    """Whole from 10 on, else one digit that counts."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1g}"
+
+
 def percent(value: float) -> str:
     """A fraction in percent, with a digit behind the point where it is below 10 %."""
     return f"{value:.1%}" if value < 0.0995 else f"{value:.0%}"

@@ -192,6 +192,7 @@ def read_columns(path):
 
 
 @pytest.mark.slow
+@flexible
 def test_evidence_finds_what_holds_for_every_seed(tmp_path, capsys):
     """The default run, whole: `make evidence` is no part of `make test-all` besides."""
     import_module("evidence").main(["--out", str(tmp_path)])
