@@ -1,4 +1,4 @@
-# make demo, make test, make lint: each sets up $(VENV) first, which takes a minute once.
+# make demo, make test, make lint, make docs: each sets up its environment first, which takes a minute once.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -8,17 +8,22 @@ PYTEST := $(RUN) -m pytest $(PARALLEL)
 READY := $(VENV)/.ready
 AOT := $(VENV)-aot
 PEERS := $(VENV)-peers
+SITE := $(VENV)-docs
 # The tests of what is differentiated, and of what is kept for it.
 DERIVATIVES := tests/norms/test_derivatives.py tests/core/test_derivatives_of_statistics.py \
 	tests/core/test_residuals.py tests/core/test_scale_beside_bias.py tests/layers/test_layers_transforms.py
 
-.PHONY: demo demo-short test test-all smoke newest lint format aot peers
+.PHONY: demo demo-short evidence test test-all smoke newest lint format aot peers docs
 
 demo: $(READY)
 	@$(RUN) examples/digits.py --norm batch
 
 demo-short: $(READY)
 	@$(RUN) examples/digits.py --norm batch --epochs 1
+
+# Nine figures of what batch normalization does, in runs/evidence.
+evidence: $(READY)
+	@$(RUN) examples/evidence.py
 
 # Every property once, of programs that are compiled without optimizing: that takes two thirds of the time.
 test: $(READY)
@@ -27,7 +32,7 @@ test: $(READY)
 # Every test there is, of programs as users run them; tests/compiled and tests/peers where what they need is.
 test-all: $(READY)
 	@$(PYTEST) --ignore tests/compiled --ignore tests/peers
-	@$(MAKE) aot peers
+	@$(MAKE) aot peers docs
 
 # What must run at the lowest versions: every example in a docstring, the laws, the layers.
 smoke: $(READY)
@@ -66,6 +71,16 @@ $(PEERS)/.ready: pyproject.toml
 	@echo "Setting up $(PEERS): PyTorch, Keras, Haiku and others, some 2 GB"
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peers,test]'
+	@touch $@
+
+# The site, in docs/_build/html. Every code cell is executed, and a warning is an error.
+docs: $(SITE)/.ready
+	@JAX_PLATFORMS=cpu $(SITE)/bin/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+$(SITE)/.ready: pyproject.toml
+	@echo "Setting up $(SITE): jaxnorm and Sphinx"
+	@$(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs,examples]'
 	@touch $@
 
 $(READY): pyproject.toml

@@ -1,4 +1,4 @@
-"""jaxnorm in five blocks, which the README shows too."""
+"""jaxnorm in five blocks."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """jaxnorm: normalization for JAX. A norm is a choice of Moments, and Moments combine by one law.
 
 Pure functions over explicit state live here; `jaxnorm.linen` and `jaxnorm.nnx` hold Flax's layers, and
-`jaxnorm.population` what comes after training.
+`jaxnorm.population` what comes after training; `jaxnorm.convert` brings norms from other frameworks.
 """
 
 import importlib
@@ -63,10 +63,12 @@ from jaxnorm._norms.whitening import initial_covariance as initial_covariance
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = ("linen", "nnx", "population")
+_ON_DEMAND = ("convert", "linen", "monitor", "nnx", "population")
 
 if typing.TYPE_CHECKING:
+    from jaxnorm import convert as convert
     from jaxnorm import linen as linen
+    from jaxnorm import monitor as monitor
     from jaxnorm import nnx as nnx
     from jaxnorm import population as population
 else:  # a checker that sees __getattr__ accepts every misspelled name

@@ -4,10 +4,9 @@ arithmetic    float32 or wider, real and complex alike; sums and products in whi
 axes          checks of axes, groups of channels and sizes
 checks        checks of arguments, at trace time: caller, invariant, what came, remedy
 collectives   sums over named axes in one psum; axis names that may be missing
-compilation   an eager call of a public function is one compiled program
+compilation   an eager call of a public function, or of an nnx layer, is one compiled program
 exported      states as arguments and results of functions that `jax.export` writes to a file
 messages      the words of an error: those of what the user called
 options       checks of the values of options: epsilon, decay, train
 sharding      arrays on a mesh whose axes are Explicit
-trees         a function over the chosen leaves of a tree of parameters
 """

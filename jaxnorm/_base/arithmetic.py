@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -21,7 +22,7 @@ TINY = {
 
 
 @functools.cache
-def promoted(*dtypes: Any) -> Any:
+def promoted(*dtypes: DTypeLike) -> np.dtype[Any]:
     """The dtype that arrays of these dtypes promote to, also where the user has made promotion an error.
 
     JAX does not promote the tiny dtypes nor the floats of 8 bits; here they give way to any other float.
@@ -39,9 +40,9 @@ def is_float8(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits == 8
 
 
-def wide(dtype: Any) -> Any:
+def wide(dtype: DTypeLike) -> np.dtype[Any]:
     """The dtype of statistics and of all arithmetic on arrays of this dtype: float32 or wider."""
-    return promoted(dtype, jnp.float32)
+    return promoted(jnp.dtype(dtype), jnp.float32)
 
 
 def indices(v: Array) -> Array:
@@ -64,8 +65,10 @@ def abs2(v: Array) -> Array:
     return v.real * v.real + v.imag * v.imag if jnp.iscomplexobj(v) else times(v, v)
 
 
-def divide(total: Array, weight: Array) -> Array:
+def divide(total: Array, weight: Array | int) -> Array:
     """total / weight, where 0 / 0 is 0: an empty sample has no average."""
+    if not isinstance(weight, Array):
+        return total / jnp.asarray(weight, total.dtype) if weight != 0 else jnp.zeros_like(total)
     return total / choose(weight == 0, 1, weight).astype(total.dtype)
 
 

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +73,7 @@ def groups(num_groups: object, group_size: object, axis: int, x: Array, *, devic
     return size // divisor if num_groups is None else divisor
 
 
-def sizes(name: str, value: Any, example: str) -> tuple[int, ...]:
+def sizes(name: str, value: object, example: str) -> tuple[int, ...]:
     """A shape: an int or several, none negative. An error shows `example`."""
     several = value if isinstance(value, list | tuple | range) else (value,)
     if isinstance(value, Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.integer) and value.ndim < 2:

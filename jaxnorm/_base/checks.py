@@ -28,7 +28,7 @@ from jaxnorm._base.sharding import fitted
 Fields = TypeVar("Fields", bound=tuple[Any, ...])  # Moments: a NamedTuple of arrays
 
 
-def array_dtype(name: str, value: Any, what: str) -> np.dtype[Any]:
+def array_dtype(name: str, value: object, what: str) -> np.dtype[Any]:
     """The dtype of an array, or of numbers that make one; a TypeError for anything else.
 
     Args:

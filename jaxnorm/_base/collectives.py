@@ -1,20 +1,22 @@
 """Devices: sums over named axes, in one collective, under every way that JAX has to name an axis."""
 
-import contextlib
 import math
 import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 
 from jaxnorm._base.arithmetic import common
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import alike
 
+# A name, an `IfBound`, an `InGroups`, several of them, or None.
+AxisName: TypeAlias = Hashable | Sequence[Hashable]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]  # of device numbers along an axis
 
 
@@ -30,11 +32,6 @@ class Names(NamedTuple):
     def names(self) -> tuple[Hashable, ...]:
         """All the axes."""
         return tuple(name for names, _ in self.sums for name in names)
-
-    @property
-    def grouped(self) -> tuple[tuple[tuple[Hashable, ...], Groups | None], ...]:
-        """The sums that stay within groups of devices."""
-        return tuple(entry for entry in self.sums if entry[1] is not None)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class InGroups:
             object.__setattr__(self, "name", tuple(self.name))
 
 
-def with_groups(axis_name: Any, axis_index_groups: Any) -> Any:
+def with_groups(axis_name: AxisName, axis_index_groups: Iterable[Iterable[int]] | None) -> AxisName:
     """Flax's two arguments as one axis name."""
     if axis_index_groups is None:
         return axis_name
@@ -115,38 +112,27 @@ def with_groups(axis_name: Any, axis_index_groups: Any) -> Any:
     return InGroups(axis_name, axis_index_groups)
 
 
-def bound(axis_name: Any, *, option: str = "axis_name") -> Names:
+def bound(axis_name: AxisName, *, option: str | None = "axis_name") -> Names:
     """The axes that names stand for, without those of an `IfBound` that are missing.
 
     Args:
       axis_name: a name, an `IfBound`, an `InGroups`, a tuple of them, or None.
-      option: the option that `axis_name` was given as.
+      option: what an error calls `axis_name`; None: there is none, and all missing names are left out.
     """
-    for name in _each_name(axis_name):
-        if not isinstance(name, IfBound) and not _is_bound(name):
-            remedy = (
-                f"call it inside jax.shard_map, jax.pmap or jax.vmap with that axis name, leave {option} "
-                f"out (plain jit with sharded arrays needs none), or give IfBound({name!r}), which is "
-                "local where the name is missing"
-            )
-            raise error(ValueError, f"{option}={name!r} is not bound here", remedy)
-    return named(axis_name)
-
-
-def named(axis_name: Any) -> Names:
-    """The axes of these names that are bound."""
-    plain, grouped = [], []
+    plain: list[Hashable] = []
+    grouped: list[tuple[tuple[Hashable, ...], Groups | None]] = []
     for entry in _entries(axis_name):
-        names = [name.name if isinstance(name, IfBound) else name for name in _each_name(entry)]
-        names = [name for name in names if _is_bound(name)]
-        if isinstance(entry, InGroups):
-            grouped += [(tuple(names), entry.groups)] if names else []
-        else:
+        in_groups = isinstance(entry, InGroups)
+        names = [name for name in _entries(entry.name if in_groups else entry) if _is_there(name, option)]
+        names = [name.name if isinstance(name, IfBound) else name for name in names]
+        if in_groups and names:
+            grouped.append((tuple(names), entry.groups))
+        elif not in_groups:
             plain += names
     return Names((*([(tuple(plain), None)] if plain else []), *grouped))
 
 
-def _entries(axis_name: Any) -> Iterator[Any]:
+def _entries(axis_name: AxisName) -> Iterator[Any]:
     """Names, IfBound and InGroups, out of nested tuples of them."""
     if isinstance(axis_name, tuple | list):
         for entry in axis_name:
@@ -155,29 +141,35 @@ def _entries(axis_name: Any) -> Iterator[Any]:
         yield axis_name
 
 
-def _each_name(axis_name: Any) -> Iterator[Any]:
-    """Names and IfBound, those of groups too."""
-    for entry in _entries(axis_name):
-        yield from _each_name(entry.name) if isinstance(entry, InGroups) else (entry,)
-
-
-def _is_bound(name: Hashable) -> bool:
+def _is_there(name: Hashable, option: str | None) -> bool:
+    """Whether an axis name is bound; an error if it is not, is no `IfBound`, and came as an `option`."""
     try:
-        lax.axis_size(name)
+        lax.axis_size(name.name if isinstance(name, IfBound) else name)
     except NameError:
-        return False
+        if isinstance(name, IfBound) or option is None:
+            return False
+        remedy = (
+            f"call it inside jax.shard_map, jax.pmap or jax.vmap with that axis name, leave {option} "
+            f"out (plain jit with sharded arrays needs none), or give IfBound({name!r}), which is "
+            "local where the name is missing"
+        )
+        raise error(ValueError, f"{option}={name!r} is not bound here", remedy) from None
     return True
 
 
-@contextlib.contextmanager
-def explained(over: Names) -> Iterator[None]:
-    """What JAX refuses, as errors that name the ways that work."""
-    try:
-        yield
-    except NotImplementedError:
-        if not over.grouped:
-            raise
-        ((names, groups), *_) = over.grouped
+def explain(raised: Exception, options: Mapping[str, Any], arrays: Sequence[Any]) -> None:
+    """Raise an error that names the ways that work, if JAX has refused what cannot be done.
+
+    Args:
+      raised: JAX's error.
+      options: of the call, or the fields of a layer.
+      arrays: of the call.
+    """
+    axis_name = options.get("axis_name")  # without one Flax's layers ignore groups
+    sums = () if axis_name is None else bound(with_groups(axis_name, options.get("axis_index_groups"))).sums
+    grouped = [entry for entry in sums if entry[1] is not None]
+    if isinstance(raised, NotImplementedError) and grouped:
+        ((names, groups), *_) = grouped
         problem = f"axis_index_groups={groups}: JAX takes groups only under jax.pmap and under "
         problem += "jax.shard_map(check_vma=False)"
         remedy = (
@@ -185,14 +177,19 @@ def explained(over: Names) -> Iterator[None]:
         )
         remedy += "the inner one as axis_name"
         raise error(ValueError, problem, remedy) from None
-    except AssertionError:
-        here = jax.sharding.get_abstract_mesh().axis_names
-        inner = [name for name in over.names if name not in here]
-        if not here or not inner:
-            raise
+    here = jax.sharding.get_abstract_mesh().axis_names
+    inner = [name for names, _ in sums for name in names if name not in here]
+    if isinstance(raised, AssertionError) and here and inner:
         problem = f"axis_name={inner[0]!r} is an axis of jax.vmap, over which JAX sums inside of "
         problem += "jax.shard_map(check_vma=False) only"
         raise error(ValueError, problem, "use that, or reduce that axis as an axis of x") from None
+    if any(type(v).__name__ == "JetTracer" for v in arrays):
+        problem = (
+            "jax.experimental.jet has no rule for jax.checkpoint, which keeps the memory of the backward "
+        )
+        problem += "pass small"
+        remedy = "take higher derivatives by jax.jvp of jax.jvp, or by jax.hessian"
+        raise error(NotImplementedError, problem, remedy) from raised
 
 
 def size(over: Names) -> int:
@@ -223,12 +220,12 @@ def _psum(over: Names, v: Array) -> Array:
     return v
 
 
-def varying(*values: Any) -> frozenset[Any]:
+def varying(*values: Array | ShapedArray | None) -> frozenset[Any]:
     """The manual mesh axes that arrays, or types, vary over: none outside of shard_map(check_vma=True)."""
     names: frozenset[Any] = frozenset()
     for v in values:
         if v is not None:
-            kind = v if isinstance(v, jax.core.ShapedArray) else jax.typeof(v)
+            kind = v if isinstance(v, ShapedArray) else jax.typeof(v)
             manual = getattr(kind, "manual_axis_type", None)  # jax >= 0.10
             names |= manual.varying if manual is not None else getattr(kind, "vma", frozenset())
     return names

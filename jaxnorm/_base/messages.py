@@ -178,9 +178,9 @@ class Named:
                 setattr(cls, name, _saying_ours(method))
 
 
-def _saying_ours(method: Any) -> Any:
+def _saying_ours(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: Any, *args: Any, **options: Any) -> Any:
+    def call(self: Named, *args: Any, **options: Any) -> Any:
         try:
             return method(self, *args, **options)
         except TypeError as raised:

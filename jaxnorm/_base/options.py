@@ -6,7 +6,7 @@ computing an array is not waited for.
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def traced(value: object) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def readable(value: Any) -> np.ndarray[Any, Any] | None:
+def readable(value: object) -> np.ndarray[Any, Any] | None:
     """A value as a numpy array; None if it cannot be read without waiting."""
     array: Any = value  # jax.Array, as mypy knows it, has no is_ready
     if traced(value) or (isinstance(value, Array) and not (array.is_fully_addressable and array.is_ready())):
@@ -47,7 +47,7 @@ def is_real(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def _array(value: Any) -> Any:
+def _array(value: ArrayLike) -> Array | np.ndarray[Any, Any]:
     return value if isinstance(value, Array) else np.asarray(value)
 
 
@@ -97,10 +97,10 @@ def at_least(name: str, value: ArrayLike, least: float) -> None:
         raise error(ValueError, f"{option(name)}={shown(value)} is too small", remedy)
 
 
-def integer(name: str, value: Any, *, least: int | None = None, remedy: str = "give a Python int") -> int:
+def integer(name: str, value: object, *, least: int | None = None, remedy: str = "give a Python int") -> int:
     """A static int, as Python has it, and not below `least`."""
     try:
-        found = operator.index(value)
+        found = operator.index(cast(SupportsIndex, value))
     except TypeError:
         problem = f"{option(name)} must be an int, got {shown(value)}"
         raise error(TypeError, problem, remedy) from None

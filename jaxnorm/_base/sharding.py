@@ -7,16 +7,18 @@ shard_map.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-# For each axis of an array the mesh axes that it is sharded over: None, a name, or a tuple of names.
-Axes: TypeAlias = tuple[Any, ...]
+# The mesh axes that an axis of an array is sharded over: None, a name, or a tuple of names.
+MeshAxis: TypeAlias = Hashable
+Axes: TypeAlias = tuple[MeshAxis, ...]
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple of arrays
 
 
@@ -44,7 +46,7 @@ def alike(*values: Array) -> list[Array]:
     return [_to(v, shape, merged, mesh) for v in values]
 
 
-def sharded_as(v: Array, kind: Any) -> Array:
+def sharded_as(v: Array, kind: ShapedArray) -> Array:
     """`v`, broadcast to the shape of this type, `jax.typeof` of an array, and sharded as it is."""
     return _to(v, kind.shape, tuple(kind.sharding.spec), kind.sharding.mesh)
 
@@ -65,7 +67,7 @@ def fitted(v: Array, x: Array) -> Array:
         return v
     used = {name for axis in of_x for name in _names(axis)}
 
-    def axis(n: int, a: Any, b: Any) -> Any:
+    def axis(n: int, a: MeshAxis, b: MeshAxis) -> MeshAxis:
         """For an axis of v of size n, sharded over a, beside one of x that is sharded over b."""
         if b is None and not used.intersection(_names(a)):
             return a
@@ -112,7 +114,7 @@ def shards(x: Array) -> list[int]:
     return [math.prod(mesh_of(x).shape[name] for name in _names(axis)) for axis in axes_of(x)]
 
 
-def _names(axis: Any) -> Axes:
+def _names(axis: MeshAxis) -> Axes:
     """The mesh axes of one axis of an array, as a tuple."""
     return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
 

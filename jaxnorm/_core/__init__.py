@@ -9,5 +9,4 @@ recompute       what reverse mode keeps and what it recomputes; derivatives at c
 moments         moments, merge, combine, initial_stats (public)
 average         ema: how statistics are remembered (public)
 standardize     standardize and its inverse (public)
-roots           inverse square roots of covariances
 """

@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxnorm._base import checks as check
-from jaxnorm._base.arithmetic import choose
+from jaxnorm._base.arithmetic import choose, divide
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import state_as
@@ -58,18 +58,15 @@ def averaged(old: State, new: State, decay: ArrayLike) -> State:
     rate = 1 - jnp.asarray(decay, before.weight.dtype)
     weight = before.weight + rate * (1 - before.weight)
     # the first step is 1, also where division is not rounded to the nearest
-    step = choose(before.weight > 0, rate / choose(weight > 0, weight, 1), jnp.ones_like(weight))
-    # Whether 0 < rate < 1 for certain, which saves two selects. An array is not asked for its value.
-    partial = not isinstance(decay, Array) and 0 < float(cast(Any, decay)) < 1
-    changes = batch.weight > 0 if partial else (batch.weight > 0) & (rate > 0)
+    step = choose(before.weight > 0, divide(rate, weight), 1)
+    changes = (batch.weight > 0) & (rate > 0)
 
     def average(v: Array, n: Array) -> Array:
         """v + step * (n - v): exactly n where step is 1, and exactly v where nothing changes."""
         n = n.astype(v.dtype)
         here = with_axes_of(v, step).astype(v.dtype)
         start = choose(with_axes_of(v, before.weight > 0), v, 0)
-        mean = start + here * (n - start)
-        mean = mean if partial else choose(here >= 1, n, mean)
+        mean = choose(here >= 1, n, start + here * (n - start))
         return choose(with_axes_of(v, changes), mean, v)
 
     fields = {f: average(getattr(before, f), getattr(batch, f)) for f in before._fields if f != "weight"}
@@ -79,14 +76,6 @@ def averaged(old: State, new: State, decay: ArrayLike) -> State:
 def with_axes_of(v: Array, weight: Array) -> Array:
     """`weight`, whose shape is a prefix of v's, with as many axes as v."""
     return weight.reshape(weight.shape + (1,) * (v.ndim - weight.ndim))
-
-
-def finite_or_unseen(state: Any) -> Any:
-    """`state` with weight 0 where any field is not finite, so that it is not averaged."""
-    good = jnp.asarray(True)
-    for field in state:
-        good &= jnp.isfinite(field)
-    return state._replace(weight=choose(good, state.weight, 0))
 
 
 def _check_states(old: Any, new: Any) -> None:

@@ -1,7 +1,6 @@
 """Moments: what a normalizer knows. Moments combine by the law of total variance."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,15 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
-from jaxnorm._base.arithmetic import abs2, choose, common, wide
+from jaxnorm._base.arithmetic import abs2, choose, common, divide, wide
+from jaxnorm._base.collectives import AxisName
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import public
 from jaxnorm._base.sharding import alike, fitted
 from jaxnorm._core.normalize import moments_of
-from jaxnorm._core.recompute import bounded, keep_sums
+from jaxnorm._core.recompute import bounded, save_residuals
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.statistics import divide, statistics, usable, variance
+from jaxnorm._core.statistics import statistics, usable, variance
 from jaxnorm._core.types import Moments as Moments
 from jaxnorm._xla.reads import Reads
 
@@ -30,7 +30,7 @@ def moments(
     where: ArrayLike | None = None,
     about: ArrayLike | None = None,
     pivot: ArrayLike | None = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     keepdims: bool = False,
 ) -> Moments:
     """Moments of x over `axis`, in float32 or wider.
@@ -69,6 +69,7 @@ def moments(
     weights = check.weights(where, x)
     names = devices.bound(axis_name)
     r = Reduction(axes, names, centered=about is None)
+    # the shape of the moments, and their sharding on an Explicit mesh, without computing anything
     sums = jax.eval_shape(lambda x: jnp.sum(x, axes, keepdims=True), x)
     shift = origin = None
     if pivot is not None:
@@ -77,15 +78,15 @@ def moments(
     if about is not None and not (isinstance(about, int | float) and about == 0):
         about = check.broadcastable("about", about, sums, "the moments")
         origin = fitted(about, x).astype(wide(x.dtype))
+        # moments about `about` are moments of x - about, about 0
         x = x.astype(origin.dtype) - origin
 
-    @keep_sums
+    @save_residuals
     def by_sums(x: Array, where: Array | None, shift: Array | None) -> Moments:
         shift = None if shift is None else shift.astype(wide(x.dtype))
         return moments_of(statistics(r, Reads(x, usable(x, where)), where, shift))
 
-    with devices.explained(names):
-        m = by_sums(bounded(x), weights, shift)
+    m = by_sums(bounded(x), weights, shift)
     m = m if origin is None else m._replace(mean=m.mean + origin)
     return m if keepdims else Moments(*(jnp.squeeze(v, axes) for v in m))
 
@@ -123,7 +124,7 @@ def combine(
     parts: Moments,
     axis: int | Iterable[int] | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
 ) -> Moments:
     """Moments of the union of many samples: stacked on `axis`, or one on each device of `axis_name`.
 
@@ -155,19 +156,20 @@ def combine(
         axis = 0 if axis_name is None else ()
     axes = check.axes(axis, parts.mean, of="parts.mean")
     names = devices.bound(axis_name)
-    live = parts.weight > 0
+    live = parts.weight > 0  # what an empty part holds may be NaN, and 0 * NaN is NaN
     mean, var = (choose(live, v, 0) for v in (parts.mean, parts.var))
 
     def total(*values: Array) -> list[Array]:
         """The weighted sums over parts and devices."""
         return devices.psum(names, [jnp.sum(v, axes, keepdims=True) for v in values])
 
-    with devices.explained(names):
-        weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
-        shift = divide(first, weight)  # the mean, rounded
-        share = divide(parts.weight, weight)
-        d = choose(live, mean - shift, 0)
-        offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
+    weight, first = total(parts.weight, parts.weight.astype(mean.dtype) * mean)
+    shift = divide(first, weight)  # the mean, rounded
+    share = divide(parts.weight, weight)
+    d = choose(live, mean - shift, 0)
+    # Exact: offset is what rounding has left of the mean, and the spread between the parts is E|d|^2 about
+    # the mean that has been rounded. Two collectives, as d needs the first one's result.
+    offset, second = total(share.astype(d.dtype) * d, share * (var + abs2(d)))
     m = Moments(shift + offset, variance(second, offset), weight)
     return Moments(*(jnp.squeeze(v, axes) for v in m))
 

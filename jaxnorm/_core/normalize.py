@@ -13,30 +13,33 @@ derivative as cheap as a rule written by hand.
 3. `Reads` tells XLA:CPU which reads of x are separate loops.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from functools import partial, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
-from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
 from jaxnorm._base.arithmetic import choose, one_plus, plus, times, wide
-from jaxnorm._core.recompute import bounded, keep_sums
+from jaxnorm._base.collectives import AxisName
+from jaxnorm._core.recompute import bounded, save_residuals
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.statistics import Statistics, statistics, usable
 from jaxnorm._core.types import Moments
 from jaxnorm._xla.reads import Read, Reads, materialize
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # (moments, epsilon, *others) -> (r, d), of y = (xhat * r + d) * scale + bias
 Corrections = Callable[..., tuple[Array, Array]]
 
 
 class Spec(NamedTuple):
-    """What is static."""
+    """What is static: hashable, as JAX keys the traces of a jitted function by it."""
 
     reduction: Reduction
     dtype: Any  # of y
@@ -44,13 +47,21 @@ class Spec(NamedTuple):
     zero_centered_scale: bool = False  # scale is what is added to 1
 
 
-@partial(jax.jit, static_argnums=0)  # so that a deep network traces equal norms once
-def by_own_moments(spec: Spec, *args: Any) -> tuple[Array, Moments]:
-    """y and the moments of x. The arguments are those of `_by_own_moments`."""
-    return keep_sums(partial(_by_own_moments, spec))(*args)
+def _traced_once(formula: Callable[P, R]) -> Callable[P, R]:
+    """A formula of a static argument and of arrays, of which reverse mode keeps x and the residuals.
+
+    It is jitted, so that a deep network traces equal norms once.
+    """
+    plain: Callable[..., R] = formula
+
+    def call(static: Hashable, *arrays: Array) -> R:
+        return save_residuals(partial(plain, static))(*arrays)
+
+    return jax.jit(wraps(formula)(call), static_argnums=0)
 
 
-def _by_own_moments(
+@_traced_once
+def _by_batch(
     spec: Spec,
     x: Array,
     scale: Array | None,
@@ -59,7 +70,7 @@ def _by_own_moments(
     epsilon: Array,
     shift: Array | None,
     guess: Array | None,
-    others: Any,
+    others: tuple[Any, ...],
 ) -> tuple[Array, Moments]:
     """y and the moments of x, [*stats]: as many axes as x, reduced ones of size 1.
 
@@ -78,37 +89,37 @@ def _by_own_moments(
     m = moments_of(s)
     if spec.zero_centered_scale:
         scale = one_plus(scale)
+    # Without a mask `s.count` is a Python number, which decides here; with one, an array, used in `_output`.
     # One element is its own mean: y is the bias there, and its gradient 0, without rounding noise times rstd.
     alone = s.count == 1 if r.centered else False
     if where is None:
         factor = jnp.zeros_like(s.var) if alone or s.weight == 0 else _rstd(s.var, epsilon)
         at = mask = None
     else:
-        seen = m.weight > 0
-        factor = _rstd(s.var, epsilon, seen)
+        has_weight = m.weight > 0
+        factor = _rstd(s.var, epsilon, has_weight)
         # A masked NaN stays in y, but not in that of an empty sample, which is the bias.
-        at = choose(r.expand(seen, x), x, reads.clean)
+        at = choose(r.expand(has_weight, x), x, reads.clean)
         mask = (where, r.expand(jnp.asarray(alone), x)) if r.centered else None
-    near, center, term = s.shift, None, None
+    shift, center, term = s.shift, None, None
     if s.shift is not None and s.offset is not None:
-        # In a constant sample, shift + offset is x to the last bit, and y then is the bias to the last bit.
+        # y = (x - shift) * factor + center, with center = -offset * factor, and not (x - mean) * factor: the
+        # mean as one float32 would lose the digits of x - mean where the mean is large beside the deviation.
+        # In a constant sample, though, shift + offset is x to the last bit, and y then is the bias to the
+        # last bit, whatever 1 / sqrt(epsilon) would make of a rounding error.
         rest = lax.stop_gradient(choose(s.var == 0, s.offset, 0))
-        near, center = s.shift + rest, times(rest - s.offset, factor)
+        shift, center = s.shift + rest, times(rest - s.offset, factor)
     if spec.corrections is not None:
+        # constants of the derivative, as the paper of batch renorm has them
         ratio, term = lax.stop_gradient(spec.corrections(m, epsilon, *others))
         factor, center = times(factor, ratio), times(center, ratio)
-    near, factor, center, term = (r.expand(v, x) for v in (near, factor, center, term))
-    return _output(reads, Affine(near, factor, center, term, scale, bias), spec.dtype, at, mask), m
+    shift, factor, center, term = (r.expand(v, x) for v in (shift, factor, center, term))
+    return _output(reads, Affine(shift, factor, center, term, scale, bias), spec.dtype, at, mask), m
 
 
-@partial(jax.jit, static_argnums=0)
-def by_given_moments(dtype: Any, *args: Any) -> Array:
-    """y by given moments. The arguments are those of `_by_given_moments`."""
-    return keep_sums(partial(_by_given_moments, dtype))(*args)
-
-
-def _by_given_moments(
-    dtype: Any,
+@_traced_once
+def _by_moments(
+    dtype: DTypeLike,
     x: Array,
     mean: Array,
     var: Array,
@@ -125,8 +136,8 @@ def _by_given_moments(
     factor = _rstd(var, epsilon)
     # The mean that is broadcast against x is a constant. The derivative by the mean goes through the small
     # `center`, which is 0.
-    near = lax.stop_gradient(mean)
-    a = Affine(near, factor, times(near - mean, factor), None, scale, bias)
+    shift = lax.stop_gradient(mean)
+    a = Affine(shift, factor, times(shift - mean, factor), None, scale, bias)
     return _output(Reads(x, usable(x, where)), a, dtype, x, None)
 
 
@@ -164,17 +175,28 @@ def _output(
     """
     shape, small = reads.x.shape, a.factor.shape
     if small != shape:
+        # A scale of one value a feature and statistics of one value a row would make arrays as large as x:
+        # then they stay apart, and the loop over x multiplies twice.
         if all(v is None or jnp.broadcast_shapes(v.shape, small) != shape for v in (a.scale, a.bias)):
             a = a.combined(reads.dtype)
-        if mask is None:
+        if mask is None:  # with a mask, `center` is multiplied by it, and `term` is not
             a = a._replace(center=None, term=plus(a.center, a.term))
         shift, factor, center, term = materialize(a.shift, a.factor, a.center, a.term)
         a = Affine(shift, factor, center, term, a.scale, a.bias)
 
-    def standardized(x: Array, shift: Any, factor: Array, center: Any, term: Any, *others: Any) -> Array:
-        scale, bias, where, alone = others
+    def standardized(
+        x: Array,
+        shift: Array | None,
+        factor: Array,
+        center: Array | None,
+        term: Array | None,
+        scale: Array | None,
+        bias: Array | None,
+        where: Array | None,
+        alone: Array | None,
+    ) -> Array:
         y = plus(times(x if shift is None else x - shift, factor), center)
-        if where is not None:  # a product, as XLA:CPU writes out what it selects
+        if where is not None and alone is not None:  # a product, as XLA:CPU writes out what it selects
             y = times(y, 1 - alone * jnp.sign(where))
         y = plus(y, term)
         return plus(y if scale is None else times(y, scale), bias)
@@ -182,10 +204,10 @@ def _output(
     return reads(Read.OUTPUT, standardized, *a, *(mask or (None, None)), at=at, dtype=dtype)
 
 
-def _rstd(var: Array, epsilon: Array, seen: Any = True) -> Array:
-    """1 / sqrt(var + epsilon); 0 where there is no spread, or where nothing was `seen`."""
+def _rstd(var: Array, epsilon: Array, has_weight: Array | bool = True) -> Array:
+    """1 / sqrt(var + epsilon); 0 where there is no spread, or where the sample has no weight."""
     spread = var + epsilon.astype(var.dtype)
-    positive = (spread > 0) & seen
+    positive = (spread > 0) & has_weight
     # Not rsqrt: its derivative -1/2 rsqrt(v) / v underflows at deviations of 1e13.
     return choose(positive, 1 / jnp.sqrt(choose(positive, spread, 1)), 0)
 
@@ -207,27 +229,30 @@ def moments_of(s: Statistics) -> Moments:
 def normalize(
     x: Array,
     axes: tuple[int, ...],
-    features: tuple[int, ...],
+    scale: Array | None,
+    bias: Array | None,
+    epsilon: Array,
+    where: Array | None,
+    axis_name: AxisName,
+    dtype: DTypeLike,
     *,
     centered: bool = True,
     groups: tuple[int, int] | None = None,
-    scale: ArrayLike | None = None,
     zero_centered_scale: bool = False,
-    bias: ArrayLike | None = None,
-    epsilon: float | Array,
-    where: ArrayLike | None = None,
     pivot: Array | None = None,
     guess: Array | None = None,
     corrections: Corrections | None = None,
-    others: Any = (),
-    axis_name: Any = None,
-    dtype: DTypeLike | None = None,
+    others: tuple[Any, ...] = (),
 ) -> tuple[Array, Moments]:
-    """y and its Moments; the arguments are checked.
+    """y and the Moments of x, [*stats].
 
     Args:
+      x: floating or complex.
       axes: of x, that the moments are taken over.
-      features: the axes of x that scale and bias belong to.
+      scale, bias, where: arrays that broadcast to x, of as many axes, or None.
+      epsilon: a scalar.
+      axis_name: mapped axes that the moments are taken over, too.
+      dtype: of y.
       centered: False: no mean is subtracted, as in RMS norm.
       groups: an axis of channels, none of `axes`, and how many groups it holds. Moments are a group's.
       pivot: a value near the mean that is known beforehand on every device, with as many axes as x.
@@ -235,27 +260,13 @@ def normalize(
       corrections, others: `corrections(moments, epsilon, *others)` gives r and d of
         y = (xhat * r + d) * scale + bias.
     """
-    names = devices.bound(axis_name)
-    args = (
-        check.affine("scale", scale, x, features),
-        check.affine("bias", bias, x, features),
-        check.weights(where, x),
-        check.epsilon(epsilon),
-        *(None if v is None else lax.stop_gradient(v) for v in (pivot, guess)),
-        lax.stop_gradient(others),
-    )
-    r = Reduction(axes, names, centered, groups)
-    spec = Spec(r, jnp.dtype(dtype or x.dtype), corrections, zero_centered_scale)
-    with devices.explained(names):
-        return by_own_moments(spec, bounded(x), *args)
+    r = Reduction(axes, devices.bound(axis_name), centered, groups)
+    spec = Spec(r, jnp.dtype(dtype), corrections, zero_centered_scale)
+    pivot, guess, others = lax.stop_gradient((pivot, guess, others))
+    return _by_batch(spec, bounded(x), scale, bias, where, epsilon, pivot, guess, others)
 
 
-def normalized(*args: Any, **options: Any) -> Array:
-    """The y of `normalize`, and of the same arguments."""
-    return normalize(*args, **options)[0]
-
-
-def given(
+def normalize_by(
     x: Array,
     m: Moments,
     scale: Array | None,
@@ -266,10 +277,10 @@ def given(
     where: Array | None = None,
 ) -> Array:
     """y by Moments of as many axes as x. `where` masks nothing but a NaN in x from the derivatives."""
-    return by_given_moments(jnp.dtype(dtype or x.dtype), bounded(x), *known(m), scale, bias, epsilon, where)
+    return _by_moments(jnp.dtype(dtype or x.dtype), bounded(x), *mean_and_var(m), scale, bias, epsilon, where)
 
 
-def known(m: Moments) -> tuple[Array, Array]:
+def mean_and_var(m: Moments) -> tuple[Array, Array]:
     """mean and var; those of weight 0 are ignored, whatever they hold, and 0 and 1 are the identity."""
-    there = m.weight > 0
-    return choose(there, m.mean, 0), choose(there, m.var, 1)
+    has_weight = m.weight > 0
+    return choose(has_weight, m.mean, 0), choose(has_weight, m.var, 1)

@@ -43,8 +43,9 @@ class Reduction(NamedTuple):
         if self.groups is None:
             return v
         axis, count = self.groups
-        if v.shape[axis] == 1:
+        if v.shape[axis] == 1:  # a mask that is alike for all channels counts once for each
             return jnp.repeat(v * self.members(shape), count, axis)
+        # on an Explicit mesh a sharded axis is split only if each group is on one device, and else gathered
         v = whole(v, axis, parts=count)
         return jnp.sum(
             v.reshape(*v.shape[:axis], count, self.members(shape), *v.shape[axis + 1 :]), axis=axis + 1

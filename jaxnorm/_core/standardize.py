@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import plus, times, wide
 from jaxnorm._base.compilation import compiled
-from jaxnorm._core.normalize import given, known
+from jaxnorm._core.normalize import mean_and_var, normalize_by
 from jaxnorm._core.types import Moments
 
 
@@ -48,7 +48,7 @@ def standardize(
     Array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
     """
-    return given(*_arguments("x", x, m, scale, bias, epsilon), dtype=dtype)
+    return normalize_by(*_arguments("x", x, m, scale, bias, epsilon), dtype=dtype)
 
 
 @compiled
@@ -75,9 +75,10 @@ def unstandardize(
     y, m, scale, bias, least = _arguments("y", y, m, scale, bias, epsilon)
     out = dtype or y.dtype
 
-    @partial(jax.checkpoint, prevent_cse=False)  # keeps y in its own dtype
+    # Reverse mode keeps y in its own dtype and recomputes the rest: a bfloat16 y leaves no float32 copy.
+    @partial(jax.checkpoint, prevent_cse=False)
     def inverse(y: Array, m: Moments, scale: Array | None, bias: Array | None) -> Array:
-        mean, var = known(m)
+        mean, var = mean_and_var(m)
         x = plus(y.astype(wide(y.dtype)), None if bias is None else -bias)
         if scale is not None:
             x = times(x, 1 / scale.astype(wide(scale.dtype)))

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxnorm._base import collectives as devices
-from jaxnorm._base.arithmetic import abs2, choose, times
+from jaxnorm._base.arithmetic import abs2, choose, divide, times
 from jaxnorm._base.sharding import as_sums
-from jaxnorm._core.recompute import kept
+from jaxnorm._core.recompute import residual
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.shift import rounded, slice_mean
 from jaxnorm._xla.guess import sums_about_a_guess
@@ -44,7 +45,9 @@ def statistics(
     """
     shape = reads.x.shape
     values: dict[Read, Array] = {}
+    # On an Explicit mesh x - shift has to be sharded as x is: a state that is sharded otherwise follows x.
     shift, guess = (None if v is None else as_sums(v, reads.x, r.axes) for v in (shift, guess))
+    # Across devices each would take its own branch, and masked sums need the masked mean as their shift.
     if guess is not None and shift is None and where is None and not r.names.names:
         shift, values = _about_a_guess(r, reads, guess)
     weight, count, shift = _weight_and_shift(r, reads, where, shift)
@@ -60,7 +63,9 @@ def statistics(
         filled = lax.stop_gradient(choose(mask, reads.x, s.astype(reads.x.dtype)))
         values = _sums(r, Reads(filled, filled), s, None, {})
     sums = materialize_cotangents(*_sums(r, reads, s, where, values).values())
-    *first, second = named(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))
+    # Pooled and summed over devices first: the residuals are of the size of the statistics, and the backward
+    # pass, which has them, needs no collective to compute them again.
+    *first, second = residual_stats(r, *r.across_devices(*(r.pool(v, shape) for v in sums)))
     offset = divide(first[0], weight) if r.centered else None
     second = divide(second, weight) / _unit(r, shape) ** 2
     return Statistics(shift, offset, variance(second, offset), weight, count)
@@ -78,13 +83,15 @@ def _sums(
     """
     unit = _unit(r, reads.x.shape)
 
-    def first(x: Array, s: Any, w: Any) -> Array:
+    # Two sums, each a read of its own on a CPU, as XLA:CPU fuses one sum at a time. A GPU and a TPU fuse the
+    # two into one read of x.
+    def first(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, _minus(x, s)))
 
-    def second(x: Array, s: Any, w: Any) -> Array:
+    def second(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, abs2(_minus(x, s)))) * unit**2
 
-    def second_in_units(x: Array, s: Any, w: Any) -> Array:
+    def second_in_units(x: Array, s: Array | None, w: Array | None) -> Array:
         return r.sum(_weighed(w, abs2(_minus(x, s) * unit)))
 
     wanted = {Read.SUM: first, Read.SQUARES: second} if r.centered else {Read.SQUARES: second}
@@ -109,13 +116,14 @@ def _about_a_guess(r: Reduction, reads: Reads, guess: Array) -> tuple[Array, dic
         return materialize(slice_mean(r, x))[0]
 
     def good(guess: Array, found: list[Array]) -> Array:
-        # The relative error of var is some 3e-7 * (1 + |offset|^2 / var). A NaN is not good.
+        # The relative error of var is some 3e-7 * (1 + |offset|^2 / var): here 1.5e-6 at most. A NaN is not
+        # good, as no comparison with it holds.
         first, second = (divide(v, n) for v in found)
         return jnp.all(variance(second / _unit(r, shape) ** 2, first) >= abs2(first) / 4)
 
     finite = choose(jnp.abs(guess) <= LARGEST, guess, 0)
     shift, first, second = lax.stop_gradient(sums_about_a_guess(sums, near, good, x, finite))
-    return named(r, shift)[0], {Read.SUM: first, Read.SQUARES: second}
+    return residual_stats(r, shift)[0], {Read.SUM: first, Read.SQUARES: second}
 
 
 def _unit(r: Reduction, shape: Sequence[Any]) -> float:
@@ -133,26 +141,29 @@ def _weight_and_shift(r: Reduction, reads: Reads, where: Array | None, shift: Ar
     With a mask the shift is the masked mean, rounded: a slice may be masked as a whole.
     """
     x = reads.x
-    known = not r.centered or shift is not None
+    has_shift = shift is not None or not r.centered
     if where is None:
         count = r.points(x.shape) * devices.size(r.names)
-        if not known:
+        if not has_shift:
+            # Every device has a slice of its own. Their average is one shift for all, so that the sums about
+            # it may be added: one collective more than with a shift that is known before x is.
             (total,) = r.across_devices(slice_mean(r, lax.stop_gradient(x)))
-            (shift,) = named(r, lax.stop_gradient(total / devices.size(r.names)))
+            (shift,) = residual_stats(r, lax.stop_gradient(total / devices.size(r.names)))
         return count, count, shift if r.centered else None
     real = jnp.finfo(reads.dtype).dtype
     masks = [where] if where.dtype == jnp.bool_ else [where, positive(where)]
     totals = [_sum_of_mask(r, m, x.shape, real) for m in masks]
-    if not known:
+    if not has_shift:  # the sum of x goes into the collective of the weights
         totals.append(r.pool(reads(Read.SHIFT, lambda x, w: r.sum(_weighed(w, x)), where), x.shape))
     totals = r.across_devices(*totals)
-    if not known:
-        (shift,) = named(r, lax.stop_gradient(divide(totals.pop(), totals[0])))
+    if not has_shift:
+        (shift,) = residual_stats(r, lax.stop_gradient(divide(totals.pop(), totals[0])))
     return totals[0], totals[-1], shift if r.centered else None
 
 
-def _sum_of_mask(r: Reduction, where: Array, shape: Any, dtype: Any) -> Array:
+def _sum_of_mask(r: Reduction, where: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
     """The sum of weights over the elements of x, of this shape, that they are broadcast to: [*stats]."""
+    # A mask of one value a row, say, is summed as it is, and not after it is broadcast to the size of x.
     repeats = math.prod(shape[a] for a in r.axes if where.shape[a] == 1)
     return r.pool(r.sum(where.astype(dtype)) * repeats, shape)
 
@@ -173,9 +184,9 @@ def positive(where: Array) -> Array:
     return where if where.dtype == jnp.bool_ else where > 0
 
 
-def named(r: Reduction, *vs: Array) -> list[Array]:
+def residual_stats(r: Reduction, *vs: Array) -> list[Array]:
     """Small arrays, [*stats], kept for the backward pass without axes of size 1, which a TPU pads."""
-    return [jnp.expand_dims(kept(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
+    return [jnp.expand_dims(residual(jnp.squeeze(v, r.axes)), r.axes) for v in vs]
 
 
 def variance(second: Array, offset: Array | None) -> Array:
@@ -184,14 +195,8 @@ def variance(second: Array, offset: Array | None) -> Array:
         return second
     square = abs2(offset)
     var = second - square
+    # Each of the two is rounded, by some 2^-24 of itself: less than 2^-22 of them is nothing but rounding.
     return choose(var <= 2.0**-22 * square, 0, var)
-
-
-def divide(total: Array, weight: Any) -> Array:
-    """total / weight; an empty sample has no average, so that 0 / 0 is 0."""
-    if not isinstance(weight, Array):
-        return total / jnp.asarray(weight, total.dtype) if weight != 0 else jnp.zeros_like(total)
-    return total / choose(weight > 0, weight, 1).astype(total.dtype)
 
 
 def _minus(x: Array, shift: Array | None) -> Array:

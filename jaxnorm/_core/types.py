@@ -1,4 +1,4 @@
-"""What is known of a sample."""
+"""Moments: the mean, the variance and the weight of a sample."""
 
 from typing import NamedTuple
 
@@ -23,4 +23,4 @@ class Moments(NamedTuple):
 
     mean: Array  # [*stats]
     var: Array  # [*stats] population variance: divides by the weight
-    weight: Array  # [*stats] how much was seen; 0 is the empty sample
+    weight: Array  # [*stats] of the whole sample; 0 is the empty sample

@@ -4,6 +4,7 @@ calls          from the fields and the call of a layer to the arguments of its f
 state          the statistics that batch norm and its relatives keep: names, starts, modes
 update         a call of such a layer: y, and what is stored afterwards
 recalibration  the statistics of a whole model's norms, measured over batches
+watching       what a norm tells of a call where `diagnose` asks
 family         arithmetic of the layers without a state
 conditional    a scale and a bias made of a condition
 weights        the weights of another layer

@@ -22,8 +22,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import TINY, is_float8, promoted
-from jaxnorm._base.collectives import with_groups
+from jaxnorm._base.collectives import bound, with_groups
 from jaxnorm._base.messages import calling
+from jaxnorm._layers import watching
 
 Axes = int | Sequence[int]
 Shape = tuple[int, ...]
@@ -69,13 +70,18 @@ def normalize(
         options |= {"where": where(mask, weights), **({} if initializing else devices(layer))}
     if _is_complex(options["dtype"]) and not jnp.iscomplexobj(x):
         x = x.astype(mean_dtype(x, jnp.complex64))  # its parameters are complex
+    if watching.on() and not state:
+        watching.tell_input(layer, x, options.get("where"), parameters)
     with calling(type(layer).__name__, words(layer, mask)):
         return layer.normalize(x, *state, **options)
 
 
 def devices(layer: Any) -> dict[str, Any]:
-    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name."""
-    if layer.axis_name is None:
+    """The devices whose statistics are shared: Flax ignores groups of an axis that has no name.
+
+    `diagnose` may call a model outside of its devices: the batch is then whole.
+    """
+    if layer.axis_name is None or (watching.on() and not bound(layer.axis_name, option=None).names):
         return {}
     with calling(type(layer).__name__):
         return {"axis_name": with_groups(layer.axis_name, layer.axis_index_groups)}

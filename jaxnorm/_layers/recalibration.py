@@ -26,6 +26,7 @@ from jaxnorm._core.moments import Moments
 from jaxnorm._core.moments import merge as merge_moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import state as state
+from jaxnorm._layers import update as update
 from jaxnorm._norms.batch import sample_variance
 from jaxnorm._norms.whitening import Covariance, merge_covariances
 from jaxnorm.population.merging import merge_batches
@@ -89,6 +90,7 @@ def measure(
     stored: dict[str, Any],
     *,
     train: bool,
+    updated: bool = False,
     **call: Any,
 ) -> tuple[Array, dict[str, Any]]:
     """y, and the variables after the call: the sample with x in it, and a stored weight as it was.
@@ -96,10 +98,11 @@ def measure(
     Args:
       layer, x, parameters, stored, call: as for `update.normalize_and_update`; stored holds the SAMPLE, too.
       train: whether y is by the batch's statistics, and not by the stored ones.
+      updated: whether the average is: it is not.
     """
 
-    def norm(x: Array, stats: Any, train: bool, **options: Any) -> tuple[Array, Any]:
-        options = {"decay": None, "feature_axis": layers.feature_axes(layer), **each, **call, **options}
+    def norm(stats: Any, train: bool) -> tuple[Array, Any]:
+        options = {"decay": None, "feature_axis": layers.feature_axes(layer), **each, **call}
         return layers.normalize(layer, x, parameters, stats, train=train, **options)
 
     sample: Sample = stored[SAMPLE]
@@ -107,17 +110,19 @@ def measure(
     each = {"unbiased": True} if layer.unbiased and linear else {}
     stats = state.moments(layer, x, stored, False)
     unseen = stats._replace(weight=jnp.zeros_like(stats.weight))
-    y, new = norm(x, unseen if train else stats, train)
+    y, new = norm(unseen if train else stats, train)
     if not train:
-        _, new = norm(x, unseen, True)  # in a compiled program its y costs nothing
-    # Zeros in place of x are finite and show how many places there are: a norm leaves out what is not finite.
-    weights = call.get("weights")
-    positive = {} if weights is None else {"weights": (jnp.asarray(weights) > 0).astype(jnp.float32)}
-    _, places = norm(jnp.zeros_like(x), unseen, True, **positive)
+        _, new = norm(unseen, True)  # in a compiled program its y costs nothing
+    # What is not finite has no weight in the norm's statistics. The places are counted without reading x.
+    where = layers.where(call.get("mask"), call.get("weights"))
+    initializing = call.get("initializing", False)
+    positive = None if where is None else jnp.asarray(where).astype(bool)
+    places = update.moments_of_batch(layer, x, stats, positive, initializing=initializing).weight
+    places = choose(update.at_index(call.get("index"), places), places, 0)
 
     before = sample.stats
     mean, var, weight = (v.reshape(b.shape).astype(b.dtype) for v, b in zip(new, before, strict=True))
-    count = places[-1].reshape(weight.shape).astype(weight.dtype)
+    count = places.reshape(weight.shape).astype(weight.dtype)
     left_out = (count > 0) & (weight == 0)
     new = type(before)(mean, choose(_beside(left_out, var), jnp.nan, var), choose(left_out, count, weight))
     counted = count if layer.unbiased and not linear else jnp.zeros_like(count)
@@ -218,14 +223,17 @@ def _one_pass(
                     TypeError, problem, "give an array, or a tuple of the model's positional arguments"
                 )
             part, now_finite = step(norms, evaluate, number, batch if isinstance(batch, tuple) else (batch,))
-            _check_finite(finite, number - 1)  # of the batch before: the device is busy with this one
+            # of the batch before: the device is busy with this one
+            _check_finite(finite, f"batch {number - 1}, counted from 0, gives")
             finite = now_finite
             yield part
         if number < 0:
             raise _error(ValueError, "batches is empty", "give one batch or more")
-        _check_finite(finite, number)
+        _check_finite(finite, f"batch {number}, counted from 0, gives")
 
     whole = merge_batches(parts(), by=_merge_norms)
+    # batches whose means are some 1e19 apart have no variance together
+    _check_finite({path: _is_finite(v[SAMPLE]) for path, v in whole.items()}, "all batches together give")
     unseen = [path for path in whole if not _is_seen(whole[path][SAMPLE])]
     if unseen and not evaluate:
         warnings.warn(
@@ -264,14 +272,19 @@ def _settled(norms: Norms, whole: Norms) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_finite(finite: Mapping[str, Array], number: int) -> None:
-    """An error if a norm's statistic of that batch is not finite; none is read inside a trace."""
+def _check_finite(finite: Mapping[str, Array], subject: str) -> None:
+    """An error if a norm's statistics are not finite; none are read inside a trace.
+
+    Args:
+      finite: whether they are, by the norm's path.
+      subject: the first words of the error.
+    """
     if any(map(check.traced, finite.values())):
         return
     bad = [path for path, good in jax.device_get(finite).items() if not good]
     if bad:
-        problem = f"batch {number}, counted from 0, gives {_listed(bad)} statistics that are not finite"
-        raise _error(ValueError, problem, "leave it out, or mask what is not finite; nothing was changed")
+        problem = f"{subject} {_listed(bad)} statistics that are not finite"
+        raise _error(ValueError, problem, "leave out or mask what is not finite; nothing was changed")
 
 
 def _is_seen(sample: Sample) -> bool:

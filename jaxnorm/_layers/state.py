@@ -25,6 +25,7 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import watching
 from jaxnorm._norms.microbatches import Pending, initial_pending
 
 STATS = "mean", "var", "weight"
@@ -61,6 +62,24 @@ def _refuse_stored(layer: Any, options: Mapping[str, bool]) -> None:
             problem = f"{option} needs stored statistics, and track_stats=False keeps none"
             with calling(type(layer).__name__):
                 raise error(ValueError, problem, "leave out one of the two")
+
+
+def tell(
+    layer: Any, x: Array, stored: Mapping[str, Array], *, mask: Any = None, weights: Any = None, **_: Any
+) -> None:
+    """Tell `diagnose` of a call, if it asks.
+
+    Args:
+      layer: the norm.
+      x: what it was called with.
+      stored: its statistics by name; none with `track_stats=False`.
+      mask, weights: of the call, whose other options do not matter.
+    """
+    if watching.on():
+        features = check.axes(layers.feature_axes(layer), x, "feature_axis")
+        axes = [axis for axis in range(x.ndim) if axis not in features]
+        size = stored["mean"].size if "mean" in stored else 0
+        watching.tell_statistics(layer, x, layers.where(mask, weights), axes, size)
 
 
 def moments(layer: Any, x: Array, stored: Mapping[str, Array], train: Any) -> Moments:

@@ -17,7 +17,6 @@ from jaxnorm._base.messages import calling, error
 from jaxnorm._core.moments import Moments
 from jaxnorm._core.moments import moments as moments_of
 from jaxnorm._layers import calls as layers
-from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._norms.banks import blended
 from jaxnorm._norms.microbatches import Pending, accumulate
@@ -42,9 +41,6 @@ def normalize_and_update(
       updated: whether the statistics are updated: a bool, or `train`.
       call: the options of `calls.normalize`, and what else `normalize` takes.
     """
-
-    if state.SAMPLE in stored:
-        return recalibration.measure(layer, x, parameters, stored, train=train, **call)
 
     def norm(x: Array, stats: Any, train: Any, **options: Any) -> tuple[Array, Any]:
         options = {"feature_axis": layers.feature_axes(layer), **call, **options}
@@ -76,8 +72,8 @@ def normalize_and_update(
         # They are those that y is made by, and a compiled program takes them once.
         empty = stats._replace(weight=jnp.zeros_like(stats.weight))
         batch = norm(x, empty, True, decay=None)[1]
-        called = _at_index(call.get("index"), batch.weight)
-        of_x = partial(_moments_of_batch, layer, x, stats, initializing=call.get("initializing", False))
+        called = at_index(call.get("index"), batch.weight)
+        of_x = partial(moments_of_batch, layer, x, stats, initializing=call.get("initializing", False))
     if counts:
         where = layers.where(call.get("mask"), call.get("weights"))
         seen = called & (of_x(where).weight > 0)  # of which x is not read
@@ -113,7 +109,7 @@ def _kept(updated: Any, new: Array, old: Array) -> Array:
     return jnp.where(updated, new, old.astype(new.dtype)) if check.traced(updated) else new
 
 
-def _at_index(index: Any, weight: Array) -> Array:
+def at_index(index: Any, weight: Array) -> Array:
     """Where a call counts: everywhere, or at the index of a bank, which is clipped as in `bank_norm`."""
     if index is None:
         return jnp.ones_like(weight, bool)
@@ -137,7 +133,7 @@ def _skipped(stored: dict[str, Array], seen: Array, left_out: Array) -> dict[str
     }
 
 
-def _moments_of_batch(
+def moments_of_batch(
     layer: Any, x: Array, stats: Moments, where: Any, *, initializing: bool = False
 ) -> Moments:
     """The moments of x, differentiable in it, in the shape of the layer's statistics: alike in all of a bank.
@@ -181,7 +177,7 @@ def _blend(
             problem = "blend is of a mean and a variance, and this layer stores covariances"
             raise error(ValueError, problem, "choose blend=None")
         where = layers.where(mask, weights)
-        batch = _moments_of_batch(layer, x, stats, where, initializing=initializing)
+        batch = moments_of_batch(layer, x, stats, where, initializing=initializing)
         alpha, features = layer.blend, layers.feature_shape(layer, x)
         if callable(alpha):  # of the number of samples, in which all places of a sample count as one
             owned = check.axes(layers.feature_axes(layer), x, "feature_axis")

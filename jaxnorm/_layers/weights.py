@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxnorm._base.messages import calling, error
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import watching
 from jaxnorm._norms import spectral as _spectral
 from jaxnorm._norms import weights as _weights
 
@@ -17,6 +18,8 @@ def weight_norm(layer: Any, v: Array, scale: Array | None) -> Array:
     """The weights of length `scale` (1 where it is None) and of v's direction."""
     dtype = layers.result_dtype(layer, v, scale)
     options = {"feature_axis": layer.feature_axes, "epsilon": layer.epsilon, "select": _every}
+    if watching.on():
+        watching.tell_input(layer, v, None, {})
     with calling(type(layer).__name__, layers.words(layer)):
         return _weights.weight_norm(v, scale=scale, dtype=dtype, **options)
 
@@ -33,6 +36,8 @@ def spectral_norm(layer: Any, v: Array, u: Array, sigma: Array) -> tuple[Array, 
     """The matrix v by its largest singular value, and the new u and sigma."""
     dtype = layers.result_dtype(layer, v, u)
     options = {"n_steps": layer.n_steps, "epsilon": layer.epsilon, "dtype": dtype}
+    if watching.on():
+        watching.tell_input(layer, v, None, {})
     with calling(type(layer).__name__):
         w, stats = _spectral.spectral_norm(v, _spectral.SpectralStats(u, sigma), **options)
     return w, stats._asdict()

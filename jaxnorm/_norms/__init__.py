@@ -9,6 +9,7 @@ microbatches   an average that takes the moments of several batches at once
 banks          one state for every domain or time step; a state blended with the batch
 switchable     a learned mixture of three moments
 whitening      a covariance instead of variances
+roots          inverse square roots of covariances
 conditional    scale and bias by a label, a style, a map
 transformers   gated, partial and query-key RMS norm, and what stands in for a norm
 responses      a response divided by a norm of its neighbours
@@ -17,5 +18,6 @@ inputs         series, observations, targets
 lengths        vectors of a given length
 weights        weights normalized like activations
 spectral       weights by their largest singular value
+trees          a function over the chosen leaves of a tree of parameters
 groups         groups of channels that may be spread over devices
 """

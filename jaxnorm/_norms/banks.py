@@ -16,9 +16,9 @@ from jaxnorm._base.messages import error, option, public
 from jaxnorm._base.sharding import on_mesh_of
 from jaxnorm._core.average import averaged
 from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import kept, remat
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import remat, residual
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import batch_norm, beside_x, sound
 
 
@@ -119,8 +119,7 @@ def blended_batch_norm(
     Array([[0.],
            [2.]], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, feature_axis, **options)
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype)
     check.stats(stats, a.x, a.features)
     check.alpha(alpha)
     share: Any = a.parameter("alpha", alpha) if jnp.ndim(alpha) else alpha
@@ -128,8 +127,8 @@ def blended_batch_norm(
 
     @remat
     def normalized(x: Array, old: Moments, scale: Any, bias: Any, where: Any) -> Array:
-        m = kept(moments(x, a.axes, where=where, keepdims=True, axis_name=axis_name))
-        return given(x, blended(old, m, share), scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        m = residual(moments(x, a.axes, where=where, keepdims=True, axis_name=axis_name))
+        return normalize_by(x, blended(old, m, share), scale, bias, a.epsilon, dtype=a.dtype, where=where)
 
     return normalized(a.x, old, a.scale, a.bias, a.where)
 

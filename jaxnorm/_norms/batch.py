@@ -11,13 +11,12 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base import collectives as devices
 from jaxnorm._base.arithmetic import choose, divide
-from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import as_sums, state_as
-from jaxnorm._core.average import ema, finite_or_unseen
+from jaxnorm._core.average import ema
 from jaxnorm._core.moments import Moments, merge, moments
-from jaxnorm._core.normalize import known, normalize
-from jaxnorm._norms.arguments import Arguments, arguments, shared
+from jaxnorm._core.normalize import mean_and_var
+from jaxnorm._norms.arguments import Arguments, arguments
 
 State = TypeVar("State", bound=tuple[Any, ...])  # a NamedTuple of arrays
 
@@ -93,14 +92,17 @@ def batch_norm(
     Array([0.2, 2. ], dtype=float32)
     >>> y, _ = jn.batch_norm(x, stats, train=False)
     """
-    options = shared(scale, bias, epsilon, where, with_groups(axis_name, axis_index_groups), dtype)
-    a = arguments(x, feature_axis, **options)
+    a = arguments(
+        x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis_index_groups=axis_index_groups
+    )
     near = a.parameter("pivot", pivot)
 
     def by_batch(state: Moments) -> tuple[Array, Moments]:
-        return normalize(a.x, a.axes, a.features, pivot=near, guess=state.mean, **a.options)
+        return a.normalize(pivot=near, guess=state.mean)
 
-    return trained_or_evaluated(a, stats, by_batch, a.by, train=train, decay=decay, unbiased=unbiased)
+    return trained_or_evaluated(
+        a, stats, by_batch, a.normalize_by, train=train, decay=decay, unbiased=unbiased
+    )
 
 
 def trained_or_evaluated(
@@ -194,7 +196,7 @@ def beside_x(a: Arguments, stats: Moments) -> Moments:
 
 def or_identity(state: Moments) -> Moments:
     """A state as moments of weight 1: mean 0 and variance 1 where nothing was seen yet."""
-    return Moments(*known(state), jnp.ones_like(state.weight))
+    return Moments(*mean_and_var(state), jnp.ones_like(state.weight))
 
 
 def sound(stats: Moments) -> Moments:
@@ -215,12 +217,15 @@ def remember(old: Moments, new: Moments, decay: float | Array | None) -> Moments
       new: the moments of the batch.
       decay: the fraction of the old state that is kept; None: the two are merged.
     """
-    start, new = sound(old), finite_or_unseen(new)
+    start, new = sound(old), sound(new)
     if decay is not None:
         state = ema(start, new, decay=decay)
     else:
         new = Moments(*(n.astype(o.dtype) for n, o in zip(state_as(new, old), old, strict=True)))
         state = state_as(merge(start, new), old)
-    # a channel that was never seen stays bitwise as it was
-    kept = Moments(*(choose(state.weight > 0, s, o) for s, o in zip(state, old, strict=True)))
-    return state_as(kept, old)
+    return if_seen(state, old)
+
+
+def if_seen(new: Moments, old: Moments) -> Moments:
+    """The state `new`, but bitwise `old` where nothing was seen yet."""
+    return state_as(Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, old, strict=True))), old)

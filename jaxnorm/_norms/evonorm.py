@@ -11,13 +11,12 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import divide, plus, times
 from jaxnorm._base.compilation import compiled
 from jaxnorm._core.moments import Moments, combine, moments
-from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import bias_if_empty, kept, remat, root
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import bias_if_empty, remat, residual, root
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.arguments import arguments, split
 from jaxnorm._norms.batch import or_identity, trained_or_evaluated
 from jaxnorm._norms.groups import local_groups
-from jaxnorm._norms.sample import split
 
 
 @compiled
@@ -56,8 +55,7 @@ def evonorm_b0(
     >>> [round(v, 3) for v in y.ravel().tolist()]
     [0.632, 0.8, -0.632, -1.265]
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, (feature_axis,), **options)
+    a = arguments(x, (feature_axis,), scale, bias, epsilon, where, axis_name, dtype)
     check.real(a.x)
     check.not_batch(feature_axis, a.features, a.x)
     v = a.parameter("slope", slope)
@@ -65,9 +63,9 @@ def evonorm_b0(
     @remat
     def divided(x: Array, v: Any, scale: Any, bias: Any, where: Any, batch: Any) -> tuple[Array, Moments]:
         """y, and the moments of the batch, unless they are given."""
-        instance = kept(moments(x, [axis for axis in a.axes if axis], where=where, keepdims=True))
+        instance = residual(moments(x, [axis for axis in a.axes if axis], where=where, keepdims=True))
         if batch is None:
-            batch = Moments(*(kept(m)[None] for m in combine(instance, 0, axis_name=axis_name)))
+            batch = Moments(*(residual(m)[None] for m in combine(instance, 0, axis_name=axis_name)))
         sigma, other = (root(m.var.astype(x.dtype) + a.epsilon.astype(x.dtype)) for m in (batch, instance))
         x = usable(x, where)
         # 0 / 0 is 0: epsilon may be 0
@@ -117,12 +115,7 @@ def evonorm_s0(
     >>> jn.evonorm_s0(jnp.array([[2.0, -2.0]]), jnp.ones(2), num_groups=1)
     Array([[ 0.8808, -0.1192]], dtype=float32)
     """
-    a = arguments(
-        x,
-        (feature_axis,),
-        per_sample=True,
-        **shared(scale, bias, epsilon, where, axis_name, dtype),
-    )
+    a = arguments(x, (feature_axis,), scale, bias, epsilon, where, axis_name, dtype, per_sample=True)
     check.real(a.x)
     (f,) = a.features
     groups, axis_name = local_groups(num_groups, group_size, feature_axis, a.x, axis_name, channel_axis_name)
@@ -131,10 +124,12 @@ def evonorm_s0(
 
     @remat
     def response(x: Array, v: Array, scale: Any, bias: Any, where: Any) -> Array:
-        m = kept(moments(x, axes, where=where, keepdims=True, axis_name=axis_name))
+        m = residual(moments(x, axes, where=where, keepdims=True, axis_name=axis_name))
         x = usable(x, where)
         swish = x * jax.nn.sigmoid(times(x, v))
-        y = given(swish, m._replace(mean=jnp.zeros_like(m.mean)), scale, bias, a.epsilon, dtype=a.dtype)
+        y = normalize_by(
+            swish, m._replace(mean=jnp.zeros_like(m.mean)), scale, bias, a.epsilon, dtype=a.dtype
+        )
         return bias_if_empty(y, m.weight, bias, where)
 
     return response(*(split(v, f, groups) for v in arrays)).reshape(a.x.shape)

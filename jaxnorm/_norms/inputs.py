@@ -13,13 +13,12 @@ from jaxnorm._base.arithmetic import choose
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._base.sharding import state_as
-from jaxnorm._core.average import finite_or_unseen
 from jaxnorm._core.moments import Moments, merge, moments
-from jaxnorm._core.normalize import given, normalize
+from jaxnorm._core.normalize import normalize_by
 from jaxnorm._core.recompute import remat
 from jaxnorm._core.standardize import standardize, unstandardize
-from jaxnorm._norms.arguments import arguments, shared
-from jaxnorm._norms.batch import beside_x, remember, sound
+from jaxnorm._norms.arguments import arguments
+from jaxnorm._norms.batch import beside_x, if_seen, remember, sound
 
 
 @compiled
@@ -58,11 +57,7 @@ def reversible_norm(
     >>> jn.unstandardize(y, m).ravel()
     Array([1., 7., 3., 7.], dtype=float32)
     """
-    x = check.numbers("x", x)
-    axes = check.axes(axis, x)
-    features = check.axes(feature_axis, x, "feature_axis")
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalize(x, axes, features, **options)
+    return arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis=axis).normalize()
 
 
 @compiled
@@ -102,8 +97,7 @@ def input_norm(
     >>> y, stats.mean
     (Array([[1.]], dtype=float32), Array([2.], dtype=float32))
     """
-    options = shared(None, None, epsilon, where, axis_name, dtype)
-    a = arguments(x, feature_axis, **options)
+    a = arguments(x, feature_axis, None, None, epsilon, where, axis_name, dtype)
     check.stats(stats, a.x, a.features)
     if decay is not None:
         check.decay(decay)
@@ -121,7 +115,7 @@ def input_norm(
 
     @remat
     def normalized(x: Array, m: Moments, limit: Any, where: Any) -> Array:
-        y = given(x, m, None, None, a.epsilon, dtype=a.dtype, where=where)
+        y = normalize_by(x, m, None, None, a.epsilon, dtype=a.dtype, where=where)
         if limit is None:
             return y
         limit = jnp.asarray(limit, y.dtype)
@@ -183,7 +177,7 @@ def pop_art(
     if not kernel.shape[-1:] == bias.shape == targets.shape[-1:]:
         problem = f"kernel, bias and targets have shapes {kernel.shape}, {bias.shape} and {targets.shape}"
         raise error(ValueError, problem, "give all the same number of outputs, on the last axis")
-    m = finite_or_unseen(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
+    m = sound(moments(targets, range(targets.ndim - 1), where=where, axis_name=axis_name))
     before = Moments(*map(jnp.asarray, stats))
     old = sound(before)
     m = Moments(*(lax.stop_gradient(n.astype(o.dtype)) for n, o in zip(state_as(m, old), old, strict=True)))
@@ -195,6 +189,4 @@ def pop_art(
         unstandardize(kernel, unit, epsilon=epsilon), new._replace(mean=unit.mean), epsilon=epsilon
     )
     b = standardize(unstandardize(bias, old, epsilon=epsilon), new, epsilon=epsilon)
-    # what was never seen stays bitwise as it was
-    kept = Moments(*(choose(new.weight > 0, n, o) for n, o in zip(new, before, strict=True)))
-    return w, b, state_as(kept, before)
+    return w, b, if_seen(new, before)

@@ -9,8 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.compilation import compiled
 from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.normalize import normalize
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import places, sample_variance, trained_or_evaluated
 
 
@@ -53,17 +52,18 @@ def running_instance_norm(
     >>> y.ravel(), stats.mean
     (Array([-1.,  1., -1.,  1.], dtype=float32), Array([5.5], dtype=float32))
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, feature_axis, **options)
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype)
     check.not_batch(feature_axis, a.features, a.x)
     if decay is not None:
         check.decay(decay)
     axes = tuple(axis for axis in a.axes if axis)
 
     def by_instances(_: Moments) -> tuple[Array, Moments]:
-        y, m = normalize(a.x, axes, a.features, **a.options)
+        y, m = a._replace(axes=axes).normalize()
         var = sample_variance(m.var, places(a, m, axes)) if unbiased else m.var
         of_means, of_vars = (moments(v, 0, where=m.weight > 0, keepdims=True) for v in (m.mean, var))
         return y, of_means._replace(var=of_vars.mean)
 
-    return trained_or_evaluated(a, stats, by_instances, a.by, train=train, decay=decay, unbiased=False)
+    return trained_or_evaluated(
+        a, stats, by_instances, a.normalize_by, train=train, decay=decay, unbiased=False
+    )

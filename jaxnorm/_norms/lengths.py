@@ -11,9 +11,8 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import times, wide
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
-from jaxnorm._core.normalize import normalized
 from jaxnorm._core.recompute import remat, widened
-from jaxnorm._norms.arguments import shared
+from jaxnorm._norms.arguments import arguments, shared
 from jaxnorm._norms.sample import rms_norm
 from jaxnorm._norms.weights import weight_norm
 
@@ -56,8 +55,8 @@ def scale_norm(
     scale = check.numbers("scale", scale)
     scale = times(scale.astype(wide(scale.dtype)), n**-0.5)
     epsilon = check.epsilon(epsilon) / n
-    options = shared(scale, None, epsilon, None, None, dtype)
-    return normalized(x, axes, axes, centered=False, **options)
+    a = arguments(x, axes, scale, None, epsilon, None, None, dtype, axis=axes)
+    return a.normalize(centered=False)[0]
 
 
 @compiled

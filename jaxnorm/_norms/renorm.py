@@ -9,14 +9,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import choose, divide, times
-from jaxnorm._base.collectives import with_groups
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, option
 from jaxnorm._core.moments import Moments, combine
-from jaxnorm._core.normalize import normalize
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import trained_or_evaluated
-from jaxnorm._norms.sample import split
 
 
 @compiled
@@ -63,15 +60,17 @@ def batch_renorm(
     """
     check.at_least("r_max", r_max, 1)
     check.at_least("d_max", d_max, 0)
-    options = shared(scale, bias, epsilon, where, with_groups(axis_name, axis_index_groups), dtype)
-    a = arguments(x, feature_axis, **options)
+    a = arguments(
+        x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis_index_groups=axis_index_groups
+    )
 
     def by_batch(state: Moments) -> tuple[Array, Moments]:
         others = state, jnp.asarray(r_max), jnp.asarray(d_max)
-        correct: dict[str, Any] = {"guess": state.mean, "corrections": _corrections, "others": others}
-        return normalize(a.x, a.axes, a.features, **correct, **a.options)
+        return a.normalize(guess=state.mean, corrections=_corrections, others=others)
 
-    return trained_or_evaluated(a, stats, by_batch, a.by, train=train, decay=decay, unbiased=unbiased)
+    return trained_or_evaluated(
+        a, stats, by_batch, a.normalize_by, train=train, decay=decay, unbiased=unbiased
+    )
 
 
 def _corrections(m: Moments, epsilon: Array, old: Moments, r_max: Array, d_max: Array) -> tuple[Array, Array]:
@@ -124,9 +123,9 @@ def ghost_batch_norm(
     """
     remedy = "choose a divisor of the batch size"
     parts = check.integer("num_ghosts", num_ghosts, least=1, remedy=remedy)
-    axis_name = with_groups(axis_name, axis_index_groups)
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, feature_axis, **options)
+    a = arguments(
+        x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis_index_groups=axis_index_groups
+    )
 
     def by_parts(_: Moments) -> tuple[Array, Moments]:
         check.not_batch(feature_axis, a.features, a.x)
@@ -136,11 +135,11 @@ def ghost_batch_norm(
                 f"choose a divisor of {a.x.shape[0]}, or pad x and mask the padding with `{option('where')}`"
             )
             raise error(ValueError, problem, remedy)
-        x, *arrays = (split(v, 0, parts) for v in (a.x, a.scale, a.bias, a.where))
-        axes, features = (tuple(axis + 1 for axis in group) for group in (a.axes, a.features))
-        options = dict(zip(("scale", "bias", "where"), arrays, strict=True))
-        y, m = normalize(x, axes, features, epsilon=a.epsilon, dtype=a.dtype, **options)
-        m = combine(m, 0, axis_name=axis_name)  # the part's own batch axis stays, of size 1
+        ghosts = a.split(0, parts, tuple(axis + 1 for axis in a.axes))
+        y, m = ghosts._replace(axis_name=None).normalize()
+        m = combine(m, 0, axis_name=a.axis_name)  # the part's own batch axis stays, of size 1
         return y.reshape(a.x.shape), m
 
-    return trained_or_evaluated(a, stats, by_parts, a.by, train=train, decay=decay, unbiased=unbiased)
+    return trained_or_evaluated(
+        a, stats, by_parts, a.normalize_by, train=train, decay=decay, unbiased=unbiased
+    )

@@ -14,9 +14,9 @@ from jaxnorm._base.arithmetic import abs2, choose, divide, plus, times
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.sharding import sharded_as, whole
 from jaxnorm._core.moments import Moments, moments
-from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import bias_if_empty, kept, remat, root
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import bias_if_empty, remat, residual, root
+from jaxnorm._norms.arguments import arguments
 
 
 @compiled
@@ -149,17 +149,16 @@ def filter_response_norm(
     >>> jn.filter_response_norm(x, threshold=0.0).ravel()
     Array([0.2, 0. ], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, feature_axis, per_sample=True, **options)
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, per_sample=True)
     if threshold is not None:
         check.real(a.x)
     least, learned = a.parameter("threshold", threshold), a.parameter("learned_epsilon", learned_epsilon)
 
     @remat
     def normalized(x: Array, scale: Any, bias: Any, least: Any, learned: Any, where: Any) -> Array:
-        m = kept(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
+        m = residual(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
         m = m._replace(var=plus(m.var, None if learned is None else jnp.abs(learned)))
-        y = given(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        y = normalize_by(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
         y = bias_if_empty(y, m.weight, bias, where)
         return y if least is None else jnp.maximum(y, least.astype(y.dtype))
 
@@ -192,17 +191,16 @@ def global_response_norm(
     >>> jn.global_response_norm(jnp.array([[[1.0, 3.0]]])).round(3)
     Array([[[1.5, 7.5]]], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, (feature_axis,), per_sample=True, **options)
+    a = arguments(x, (feature_axis,), scale, bias, epsilon, where, axis_name, dtype, per_sample=True)
 
     @remat
     def competing(x: Array, scale: Any, bias: Any, where: Any) -> Array:
-        m = kept(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
+        m = residual(moments(x, a.axes, where=where, about=0, keepdims=True, axis_name=axis_name))
         energy = root(m.var * m.weight)
         mean = jnp.mean(energy, a.features, keepdims=True)
         share = divide(energy, mean + a.epsilon.astype(energy.dtype))
         response = 1 + (share if scale is None else times(share, scale))
         identity = Moments(*(jnp.full((1,) * x.ndim, v, m.var.dtype) for v in (0.0, 1.0, 1.0)))
-        return given(x, identity, response, bias, jnp.float32(0), dtype=a.dtype, where=where)
+        return normalize_by(x, identity, response, bias, jnp.float32(0), dtype=a.dtype, where=where)
 
     return competing(a.x, a.scale, a.bias, a.where)

@@ -8,8 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._base import checks as check
 from jaxnorm._base.compilation import compiled
-from jaxnorm._core.normalize import normalized
-from jaxnorm._norms.arguments import arguments, layer_axes, shared
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.groups import local_groups
 
 
@@ -61,10 +60,8 @@ def layer_norm(
     Array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
     """
-    x = check.numbers("x", x)
-    axes, features = layer_axes(x, axis, feature_axis)
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalized(x, axes, features, zero_centered_scale=zero_centered_scale, **options)
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis=axis)
+    return a.normalize(zero_centered_scale=zero_centered_scale)[0]
 
 
 @compiled
@@ -93,10 +90,8 @@ def rms_norm(
     >>> jn.rms_norm(jnp.array([[1.0, 7.0]]), epsilon=0.0)
     Array([[0.2, 1.4]], dtype=float32)
     """
-    x = check.numbers("x", x)
-    axes, features = layer_axes(x, axis, feature_axis)
-    options = shared(scale, bias, epsilon, where, axis_name, dtype) | {"centered": False}
-    return normalized(x, axes, features, zero_centered_scale=zero_centered_scale, **options)
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, axis=axis)
+    return a.normalize(centered=False, zero_centered_scale=zero_centered_scale)[0]
 
 
 @compiled
@@ -126,9 +121,9 @@ def instance_norm(
     Array([[[-1., -1.],
             [ 1.,  1.]]], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, feature_axis, per_sample=True, **options)
-    return normalized(a.x, a.axes, a.features, **a.options)
+    return arguments(
+        x, feature_axis, scale, bias, epsilon, where, axis_name, dtype, per_sample=True
+    ).normalize()[0]
 
 
 @compiled
@@ -173,31 +168,14 @@ def group_norm(
     >>> jn.group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), 2, epsilon=0.0)
     Array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
-    x = check.numbers("x", x)
-    (f,) = check.axes((feature_axis,), x, "feature_axis")
-    axes = tuple(range(1, x.ndim))
-    if reduction_axes is not None:
-        axes = check.axes(reduction_axes, x, "reduction_axes")
-    else:
-        check.not_batch(feature_axis, (f,), x)
-    groups, axis_name = local_groups(num_groups, group_size, feature_axis, x, axis_name, channel_axis_name)
-    others = tuple(a for a in axes if a != f)
-    scale, bias = (check.affine(name, v, x, (f,)) for name, v in (("scale", scale), ("bias", bias)))
-    where = check.weights(where, x)
-    # Groups are pooled after the other axes are reduced, where everything is small.
-    features: tuple[int, ...] = (f,)
-    pooled: tuple[int, int] | None = (f, groups)
-    grouped = x
-    if not others:  # nothing is small then: the channels are split before
-        grouped, scale, bias, where = (split(v, f, groups) for v in (x, scale, bias, where))
-        others, features, pooled = (f + 1,), (f, f + 1), None
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    return normalized(grouped, others, features, groups=pooled, **options).reshape(x.shape)
-
-
-def split(v: Array | None, axis: int, parts: int) -> Any:
-    """`v` with an axis split in two: `parts`, and the elements of a part. Size 1 becomes 1 and 1."""
-    if v is None:
-        return None
-    sizes = (1, 1) if v.shape[axis] == 1 else (parts, v.shape[axis] // parts)
-    return v.reshape(v.shape[:axis] + sizes + v.shape[axis + 1 :])
+    a = arguments(
+        x, (feature_axis,), scale, bias, epsilon, where, axis_name, dtype, per_sample=reduction_axes is None
+    )
+    (f,) = a.features
+    axes = a.axes if reduction_axes is None else check.axes(reduction_axes, a.x, "reduction_axes")
+    groups, names = local_groups(num_groups, group_size, feature_axis, a.x, axis_name, channel_axis_name)
+    a = a._replace(axes=tuple(axis for axis in axes if axis != f), axis_name=names)
+    if a.axes:  # groups are pooled after these are reduced, where everything is small
+        return a.normalize(groups=(f, groups))[0]
+    # nothing is small then: the channels are split before
+    return a.split(f, groups, (f + 1,)).normalize()[0].reshape(a.x.shape)

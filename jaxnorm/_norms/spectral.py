@@ -13,8 +13,8 @@ from jaxnorm._base.arithmetic import abs2, choose, divide, wide
 from jaxnorm._base.exported import exportable
 from jaxnorm._base.messages import error, public
 from jaxnorm._base.sharding import replicated, state_as, whole
-from jaxnorm._base.trees import Select, mapped
-from jaxnorm._core.recompute import kept, remat, root
+from jaxnorm._core.recompute import remat, residual, root
+from jaxnorm._norms.trees import Select, mapped
 
 
 @exportable
@@ -128,9 +128,9 @@ def spectral_norm(
                 left = to_length_1(einsum("c,...c->...", u, fixed.conj()))
                 u = to_length_1(einsum("...,...c->c", left, fixed, out_sharding=everywhere))
             u = choose(jnp.any(u != 0), u, start)  # a weight of zeros turns no vector to 0 for ever
-            left, u = kept((left, u))
+            left, u = residual((left, u))
             along = einsum("...,...c->c", left, matrix, out_sharding=everywhere)
-            sigma = kept(einsum("c,c->", along, u.conj()).real)
+            sigma = residual(einsum("c,c->", along, u.conj()).real)
             return divide(matrix, sigma).astype(dtype or v.dtype), u[None], sigma
 
         w, u, sigma = by_sigma(v, s.u)

@@ -12,9 +12,9 @@ from jaxnorm._base import checks as check
 from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error
 from jaxnorm._core.moments import Moments, combine, moments
-from jaxnorm._core.normalize import given
-from jaxnorm._core.recompute import bias_if_empty, kept, remat
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import bias_if_empty, remat, residual
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import or_identity, trained_or_evaluated
 
 
@@ -63,13 +63,13 @@ def switchable_norm(
             problem = f"{name}_logits are {v.dtype} of shape {v.shape}"
             raise error(ValueError, problem, "give three floats: instance, layer, batch")
 
-    a = arguments(x, feature_axis, **shared(scale, bias, epsilon, where, axis_name, dtype))
+    a = arguments(x, feature_axis, scale, bias, epsilon, where, axis_name, dtype)
     check.not_batch(feature_axis, a.features, a.x)
 
     @remat
     def mixed(x: Array, logits: Any, scale: Any, bias: Any, where: Any, batch: Any) -> tuple[Array, Moments]:
         """y, and the moments of the batch, unless they are given."""
-        instance = kept(moments(x, [axis for axis in a.axes if axis], where=where, keepdims=True))
+        instance = residual(moments(x, [axis for axis in a.axes if axis], where=where, keepdims=True))
         layer = _union(instance, a.features)
         if batch is None:
             batch = _union(instance, 0, axis_name=axis_name)
@@ -77,7 +77,7 @@ def switchable_norm(
         mean = _mixture(logits[0], [m.mean for m in three])
         var = _mixture(logits[1], [m.var for m in three])
         m = Moments(mean, var, jnp.ones_like(var))
-        y = given(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
+        y = normalize_by(x, m, scale, bias, a.epsilon, dtype=a.dtype, where=where)
         return bias_if_empty(y, batch.weight, bias, where), batch
 
     def by_batch(_: Moments) -> tuple[Array, Moments]:
@@ -96,4 +96,4 @@ def _mixture(logits: Array, values: Sequence[Array]) -> Array:
 
 def _union(parts: Moments, axis: Any, *, axis_name: Any = None) -> Moments:
     """Moments of the union along `axis`, which stays, of size 1."""
-    return Moments(*(jnp.expand_dims(kept(v), axis) for v in combine(parts, axis, axis_name=axis_name)))
+    return Moments(*(jnp.expand_dims(residual(v), axis) for v in combine(parts, axis, axis_name=axis_name)))

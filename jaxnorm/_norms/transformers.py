@@ -14,8 +14,8 @@ from jaxnorm._base.compilation import compiled
 from jaxnorm._base.messages import error, public
 from jaxnorm._core.recompute import remat, widened
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.arguments import arguments, layer_axes, shared
-from jaxnorm._norms.sample import rms_norm, split
+from jaxnorm._norms.arguments import arguments, shared, split
+from jaxnorm._norms.sample import rms_norm
 
 
 @compiled
@@ -54,17 +54,14 @@ def gated_rms_norm(
     >>> jn.gated_rms_norm(x, gate, epsilon=0.0, norm_before_gate=False).round(3)
     Array([[1.414, 0.   ]], dtype=float32)
     """
-    x = check.numbers("x", x)
-    axes, features = layer_axes(x, axis, feature_axis)
-    gate = check.broadcastable("gate", check.numbers("gate", gate), x)
-    scale = check.affine("scale", scale, x, features)
-    weights = check.weights(where, x)
-    dtype, shape, arrays = dtype or x.dtype, x.shape, (x, gate, scale, weights)
+    a = arguments(x, feature_axis, scale, None, epsilon, where, axis_name, dtype, axis=axis)
+    gate = check.broadcastable("gate", check.numbers("gate", gate), a.x)
+    axes, arrays = a.axes, (a.x, gate, a.scale, a.where)
     if group_size is not None:
         if len(axes) != 1:
             problem = f"group_size={group_size} splits one axis, and axis={axis} are {len(axes)}"
             raise error(ValueError, problem, "choose one axis")
-        groups = check.groups(None, group_size, axes[0], x)
+        groups = check.groups(None, group_size, axes[0], a.x)
         arrays = tuple(split(v, axes[0], groups) for v in arrays)
         axes = (axes[0] + 1,)
 
@@ -76,9 +73,9 @@ def gated_rms_norm(
             scale = factor if scale is None else times(factor, scale)
         else:
             x = times(x, factor)
-        return rms_norm(x, axis=axes, **shared(scale, None, epsilon, where, axis_name, dtype))
+        return rms_norm(x, axis=axes, **shared(scale, None, a.epsilon, where, axis_name, a.dtype))
 
-    return gated(*arrays).reshape(shape)
+    return gated(*arrays).reshape(a.x.shape)
 
 
 @compiled
@@ -233,7 +230,7 @@ def _squashed(
     dtype: DTypeLike | None,
 ) -> Array:
     """squash(alpha * x + shift) * scale + bias: what `dynamic_tanh` and `dynamic_erf` have in common."""
-    a = arguments(x, feature_axis, **shared(scale, bias, 0.0, None, None, dtype))
+    a = arguments(x, feature_axis, scale, bias, 0.0, None, None, dtype)
 
     @remat
     def squashed(x: Array, alpha: Array, shift: Array, scale: Any, bias: Any) -> Array:

@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 from jaxnorm._base import checks as check
 from jaxnorm._base.arithmetic import times, wide
 from jaxnorm._base.messages import public
-from jaxnorm._base.trees import Select, mapped
 from jaxnorm._core.moments import moments
-from jaxnorm._core.normalize import given, normalized
-from jaxnorm._core.recompute import kept, remat, root
-from jaxnorm._norms.arguments import shared
+from jaxnorm._core.normalize import normalize_by
+from jaxnorm._core.recompute import remat, residual, root
+from jaxnorm._norms.arguments import arguments
+from jaxnorm._norms.trees import Select, mapped
 
 Axes = int | Iterable[int] | None
 
@@ -61,10 +61,10 @@ def weight_norm(
     least = check.epsilon(epsilon)
 
     def at_length(v: Array, g: Any) -> Array:
-        reduced, features, n = _axes(feature_axis, v)
+        _, features, n = _axes(feature_axis, v)
         # RMS norm, whose mean of squares is the sum over n
-        options = shared(_times(g, n**-0.5), None, least / n, None, None, dtype)
-        return normalized(v, reduced, features, centered=False, **options)
+        a = arguments(v, features, _times(g, n**-0.5), None, least / n, None, None, dtype)
+        return a.normalize(centered=False)[0]
 
     return mapped(at_length, params, scale, select)
 
@@ -133,14 +133,14 @@ def weight_standardize(
     def standardized(v: Array, g: Any) -> Array:
         reduced, features, n = _axes(feature_axis, v)
         if not by_fan_in:
-            return normalized(v, reduced, features, scale=g, epsilon=least, dtype=dtype)
+            return arguments(v, features, g, None, least, None, None, dtype).normalize()[0]
         g = check.affine("scale", _times(g, n**-0.5), v, features)
 
         @remat
         def scaled(wide: Array, g: Array) -> Array:
-            m = kept(moments(wide, reduced, keepdims=True))
+            m = residual(moments(wide, reduced, keepdims=True))
             m = m._replace(var=jnp.maximum(m.var, (least / n).astype(m.var.dtype)))
-            return given(wide, m, g, None, jnp.asarray(0.0), dtype=dtype or v.dtype)
+            return normalize_by(wide, m, g, None, jnp.asarray(0.0), dtype=dtype or v.dtype)
 
         return scaled(v, g)
 

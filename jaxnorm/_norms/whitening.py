@@ -16,11 +16,11 @@ from jaxnorm._base.messages import error, option, public
 from jaxnorm._base.sharding import gathered, replicated, sharded_as, state_as, whole
 from jaxnorm._core.average import ema
 from jaxnorm._core.moments import moments
-from jaxnorm._core.recompute import bias_if_empty, kept, remat
-from jaxnorm._core.roots import einsum, inverse_root, newton_root
+from jaxnorm._core.recompute import bias_if_empty, remat, residual
 from jaxnorm._core.statistics import usable
-from jaxnorm._norms.arguments import arguments, shared
+from jaxnorm._norms.arguments import arguments
 from jaxnorm._norms.batch import either
+from jaxnorm._norms.roots import einsum, inverse_root, newton_root
 
 
 @exportable
@@ -112,8 +112,7 @@ def decorrelated_batch_norm(
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    options = shared(scale, bias, epsilon, where, axis_name, dtype)
-    a = arguments(x, (feature_axis,), **options)
+    a = arguments(x, (feature_axis,), scale, bias, epsilon, where, axis_name, dtype)
     (f,) = a.features
     _check(stats, a.x, f, a.where)
     if decay is not None:
@@ -130,17 +129,18 @@ def decorrelated_batch_norm(
         w = jnp.ones((), c.dtype) if where is None else jnp.moveaxis(where, f, -1)[..., None].astype(c.dtype)
         weighed = choose(w != 0, c, 0) * w
         total = einsum("...gi,...gj->gij", weighed, c, out_sharding=replicated(c))
-        with devices.explained(names):
-            (total,) = devices.psum(names, [total])
+        (total,) = devices.psum(names, [total])
         return Covariance(mean, divide(total, weight[:, None, None]), weight)
 
     @remat
     def whitened(x: Array, scale: Any, bias: Any, where: Any, m: Any) -> tuple[Array, Covariance]:
         kind, x = jax.typeof(x), whole(x, f)  # every feature of y takes all of x's
-        m = kept(covariance(x, where)) if m is None else m
+        m = residual(covariance(x, where)) if m is None else m
         eye = jnp.eye(m.cov.shape[-1], dtype=m.cov.dtype)[None]
         cov = m.cov + a.epsilon.astype(eye.dtype) * eye
-        root = kept(inverse_root(cov, a.epsilon) if iterations is None else newton_root(cov, eye, iterations))
+        root = residual(
+            inverse_root(cov, a.epsilon) if iterations is None else newton_root(cov, eye, iterations)
+        )
         c = _grouped(usable(x, where), f, m.mean)
         y = einsum("...gi,gij->...gj", c, root.astype(c.dtype))
         y = sharded_as(jnp.moveaxis(y.reshape(*y.shape[:-2], x.shape[f]), -1, f), kind)
@@ -167,9 +167,7 @@ def remember_covariance(old: Covariance, new: Covariance, decay: float | Array |
       new: mean and covariance of the batch.
       decay: the fraction of the old state that is kept; None: the two are merged.
     """
-    finite = jnp.isfinite(new.mean).all(-1) & jnp.isfinite(new.cov).all((-1, -2))
-    new = new._replace(weight=jnp.where(finite, new.weight, 0))
-    start = _sound(old)
+    start, new = _sound(old), _sound(new)
     state = merge_covariances(start, state_as(new, old)) if decay is None else ema(start, new, decay=decay)
     # a group that was never seen stays bitwise as it was
     return state_as(_where(state.weight > 0, state, old), old)

@@ -35,8 +35,10 @@ def sums_about_a_guess(
 
     def about_guess(x: Array, guess: Array) -> list[Array]:
         found = sums(x, guess)
+        # Only a guess that is far off costs a second read of x, in `about_near`.
         return lax.cond(
             good(guess, found), lambda x, found: [guess, *found], lambda x, _: about_near(x, guess), x, found
         )
 
+    # By the platform that is compiled for, and not by the devices that are here: a program may be exported.
     return platform_dependent(x, guess, tpu=about_guess, default=about_near)

@@ -1,7 +1,7 @@
 """Reads: one read of x after another, told apart for XLA:CPU. On a GPU and a TPU nothing is needed.
 
 XLA:CPU fuses one sum, or one elementwise loop, at a time, and writes out whatever two of them share: a
-float32 copy of bfloat16 x, or x - mean.An `optimization_barrier` in front of each read keeps it
+float32 copy of bfloat16 x, or x - mean. An `optimization_barrier` in front of each read keeps it
 one loop, as XLA merges equal values first, then drops the barriers, and fuses last. Equal barriers are
 merged, too. What tells two reads of one array apart is therefore how many barriers are in front of them: the
 number of the read.
@@ -12,7 +12,7 @@ and partitions programs that use them as it does those without.
 
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ class Reads:
         *small: Array | None,
         at: Array | None = None,
         value: Array | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> Array:
         """f(x, *small) in a loop of its own; the derivative by each argument is a loop of its own, too.
 
@@ -68,29 +68,35 @@ class Reads:
           dtype: of the result; None: as f returns it.
         """
 
-        def arguments(number: int, x: Array, small: Any) -> list[Any]:
+        def arguments(number: int, x: Array, small: Sequence[Array | None]) -> list[Any]:
             return [_apart(x, number, self.dtype), *(_apart(v, number, _like(v, self.dtype)) for v in small)]
 
-        # Before the reads: XLA:CPU makes of a product with a converted mask a select, and writes that out.
+        # Before the barriers: XLA:CPU makes of a product with a converted mask a select, and writes that out.
         small = tuple(v.astype(self.x.dtype) if v is not None and v.dtype == bool else v for v in small)
 
+        # custom_jvp, and not JAX's derivative through the barriers: it puts each derivative in a read of its
+        # own, and takes it at `clean` where the value is taken at x. The derivative itself is `jax.jvp` of f.
         @jax.custom_jvp
-        def evaluate(x: Array, clean: Array, value: Any, tangent: Array, *small: Any) -> Array:
+        def evaluate(
+            x: Array, clean: Array, value: Array | None, tangent: Array, *small: Array | None
+        ) -> Array:
             y = f(*arguments(read, x, small)) if value is None else value
             return y if dtype is None else y.astype(dtype)
 
         @functools.partial(evaluate.defjvp, symbolic_zeros=True)
-        def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        def _(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
             """JAX's own derivative of f, by one argument at a time, each in a read of its own."""
             _, clean, _, _, *small = primals
             y, parts = evaluate(*primals), []
-            for i, tangent in enumerate(tangents[3:]):
+            for i, tangent in enumerate(tangents[3:]):  # by x, for which `tangent` stands, and by `small`
                 if tangent is None or isinstance(tangent, SymbolicZero):
                     continue
+                # Numbers that no forward read has: the sums about SHIFT are differentiated as if it were a
+                # constant, so that the least is that of SUM, 2 + 3, which is one more than OUTPUT.
                 at = arguments(read + 3 + i, clean, small)
                 tangent = tangent.astype(at[i].dtype)
 
-                def by_one(v: Array, at: Any = at, i: int = i) -> Array:
+                def by_one(v: Array, at: Sequence[Any] = at, i: int = i) -> Array:
                     return f(*at[:i], v, *at[i + 1 :])
 
                 parts.append(jax.jvp(by_one, (at[i],), (tangent,))[1])
@@ -144,13 +150,15 @@ _written = Primitive(
 )  # the identity. The transpose swaps the direction that is written.
 
 
-def _fan_everywhere(*vs: Array, n: int, dtype: Any, first: int) -> list[Array]:
+def _fan_everywhere(*vs: Array, n: int, dtype: DTypeLike, first: int) -> list[Array]:
     return [functools.reduce(lax.add, vs).astype(dtype)] * n
 
 
-def _fan_on_cpu(*vs: Array, n: int, dtype: Any, first: int) -> list[Array]:
-    if len(vs) > 1:
+def _fan_on_cpu(*vs: Array, n: int, dtype: DTypeLike, first: int) -> list[Array]:
+    if len(vs) > 1:  # cotangents: they are added in one loop, and are not read again
         return _fan_everywhere(*vs, n=n, dtype=dtype, first=first)
+    # Barriers in a chain. XLA merges equal values, two reads' first barriers too, and then finds that the
+    # reads stand behind different ones.
     (v,), out = vs, []
     for _ in range(first + n - 1):
         v = lax.optimization_barrier(v)
@@ -170,6 +178,7 @@ def _written_on_cpu(v: Array, *, forward: bool) -> Array:
     """
     if not forward:
         return v
+    # The reduction's operand, two stacked copies, is as small as v; the loops over x read its result.
     least = jnp.full((), -jnp.inf, v.dtype)
     return lax.reduce(jnp.stack([v, v]), least, _larger, (0,))
 
@@ -178,19 +187,19 @@ def _larger(u: Array, v: Array) -> Array:
     return lax.select(lax.gt(lax.real(u), lax.real(v)) if u.dtype.kind == "c" else lax.gt(u, v), u, v)
 
 
-def _fan_transpose(cts: Any, *vs: Any, n: int, dtype: Any, first: int) -> list[Any]:
-    cts = [ct for ct in cts if type(ct) is not ad.Zero]
+def _fan_transpose(cts: Sequence[Any], *vs: Any, n: int, dtype: DTypeLike, first: int) -> list[Any]:
+    cts = [ct for ct in cts if type(ct) is not ad.Zero]  # of reads that the result does not depend on
     if not cts:
         return [ad.Zero(v.aval) for v in vs]
     return _fan.bind(*cts, n=len(vs), dtype=vs[0].aval.dtype, first=first if len(vs) == 1 else 1)
 
 
-def _fan_jvp(primals: Any, tangents: Any, **how: Any) -> Any:
-    given = [t for t in tangents if type(t) is not ad.Zero]
-    return _fan.bind(*primals, **how), _fan.bind(*given, **how)
+def _fan_jvp(primals: Sequence[Array], tangents: Sequence[Any], **how: Any) -> Any:
+    nonzero = [t for t in tangents if type(t) is not ad.Zero]  # at least one: else JAX does not ask
+    return _fan.bind(*primals, **how), _fan.bind(*nonzero, **how)
 
 
-def _fan_batch(args: Any, dims: Any, **how: Any) -> Any:
+def _fan_batch(args: Sequence[Array], dims: Sequence[int | None], **how: Any) -> Any:
     size = next(v.shape[d] for v, d in zip(args, dims, strict=True) if d is not None)
     front = [
         jnp.broadcast_to(v, (size, *v.shape)) if d is None else jnp.moveaxis(v, d, 0)
@@ -216,6 +225,7 @@ ad.primitive_jvps[_fan] = _fan_jvp
 ad.primitive_transposes[_fan] = _fan_transpose
 batching.primitive_batchers[_fan] = _fan_batch
 
+# Forward, v is written and its cotangent is not; the other way round for `materialize_cotangents`.
 _written.def_impl(lambda v, *, forward: v)
 _written.def_abstract_eval(lambda v, *, forward: v)
 ad.deflinear2(_written, lambda ct, v, *, forward: [_written.bind(ct, forward=not forward)])

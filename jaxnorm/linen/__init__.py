@@ -14,7 +14,8 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
-beside them, and `bake` weight and spectral norm part of the weights.
+beside them, and `bake` weight and spectral norm part of the weights. `diagnose` reports what the statistics
+of a model say.
 `in_place_of_flax` runs a model that nobody edits with these layers.
 """
 
@@ -25,6 +26,7 @@ from jaxnorm.linen.conditional import AdaLayerNorm as AdaLayerNorm
 from jaxnorm.linen.conditional import AdaLayerNormZero as AdaLayerNormZero
 from jaxnorm.linen.conditional import ConditionalBatchNorm as ConditionalBatchNorm
 from jaxnorm.linen.conditional import FiLM as FiLM
+from jaxnorm.linen.diagnosing import diagnose as diagnose
 from jaxnorm.linen.family import Derf as Derf
 from jaxnorm.linen.family import DynamicTanh as DynamicTanh
 from jaxnorm.linen.family import EvoNormS0 as EvoNormS0

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 import jaxnorm
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._layers import update as update
 from jaxnorm._layers.calls import Shape
@@ -80,7 +81,9 @@ class Stateful(Layer):
         else:
             train, updated = state.mode(self, use_running_average, update_stats, frozen)
         modes = {"train": train, "updated": False if initializing else updated, "initializing": initializing}
-        y, new = update.normalize_and_update(self, x, values, stats, **modes, **call)
+        run = recalibration.measure if state.SAMPLE in names else update.normalize_and_update
+        y, new = run(self, x, values, stats, **modes, **call)
+        state.tell(self, x, stats, **call)
         with _advice(ModifyScopeVariableError, f"{name}: {_MUTABLE}"):
             for n, value in new.items():
                 if n in kept:
@@ -103,6 +106,13 @@ class BatchNorm(Stateful, nn.BatchNorm):
     updated, by default where the batch's are used. `debias=True` leaves the initial (0, 1) out of the
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, of the updates counted in `step`. `unbiased=True` stores PyTorch's variance.
+
+    `every_k=k` puts the moments of k training calls into the average once, merged: the statistics of the
+    large batch under gradient accumulation. They wait in `pending_*`; `step` counts updates of the average.
+    `blend=alpha` evaluates by alpha times the stored mean and var plus 1 - alpha times the batch's: a number
+    in [0, 1], or a function of the number of samples. `track_stats=False` stores nothing and normalizes by
+    the batch always. `count_skipped=True` keeps in `skipped_channels` and `skipped_batches` how often what
+    was not finite was left out. See docs/statistics_after_training.md.
 
     Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
     identity. A weight of 0 says that no batch has been counted; one that is missing, as in a checkpoint of

@@ -4,9 +4,11 @@ from typing import Any, ClassVar
 
 from flax import linen as nn
 from jax import Array
+from jax.nn import initializers
 
 import jaxnorm
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers.calls import Initializer
 from jaxnorm.linen.batch import Stateful
 from jaxnorm.linen.parameters import Layer, normalized
 
@@ -52,7 +54,8 @@ class LayerNorm(_Norm, nn.LayerNorm):
 class RMSNorm(_Norm, nn.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
-    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g. `use_bias=True`
+    adds a bias, as Equinox does.
 
     Zhang and Sennrich, 2019, arXiv:1910.07467.
 
@@ -64,6 +67,8 @@ class RMSNorm(_Norm, nn.RMSNorm):
     """
 
     zero_centered_scale: bool = False
+    use_bias: bool = False
+    bias_init: Initializer = initializers.zeros
 
     def normalize(self, x: Array, **call: Any) -> Array:
         return jaxnorm.rms_norm(x, **layers.rows(self), **call)

@@ -106,19 +106,19 @@ def recalibrate(
 
 
 def _norms(variables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The statistics of each norm that is not frozen, by path; not PopArt's, which has a kernel."""
+    """The statistics of each norm that is not frozen, by path; not PopArt's, which has a kernel, too."""
     stats = _unboxed(variables.get(_STATS, {}))
     if not stats:
         problem = "the model has no norm that keeps statistics in batch_stats"
         raise error(ValueError, problem, "pass all variables that init returned, or a model with batch norms")
 
-    def has_kernel(path: str) -> bool:
+    def is_pop_art(path: str, norm: Mapping[str, Any]) -> bool:
         parameters = variables.get("params", {})
-        for name in path.split("/"):
+        for name in path.split("/") if path else ():
             parameters = inside(parameters, name)
-        return "kernel" in parameters
+        return "kernel" in parameters and "weight" in norm
 
-    return {path: v for path, v in stats.items() if "frozen" not in v and not has_kernel(path)}
+    return {path: v for path, v in stats.items() if "frozen" not in v and not is_pop_art(path, v)}
 
 
 def _unboxed(stats: Any) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,8 @@ right after x. A norm of your own that keeps statistics is such a subclass, too:
 
 `freeze` and `unfreeze` hold statistics still; `norm_labels` tells optax which parameters are a norm's.
 After training, `recalibrate` measures the statistics of all norms anew, `fold` makes norms part of the layers
-beside them, and `bake` weight and spectral norm part of the weights.
+beside them, and `bake` weight and spectral norm part of the weights. `diagnose` reports what the statistics
+of a model say.
 `convert` makes the norms of a built model these.
 """
 
@@ -27,6 +28,7 @@ from jaxnorm.nnx.conditional import AdaLayerNorm as AdaLayerNorm
 from jaxnorm.nnx.conditional import AdaLayerNormZero as AdaLayerNormZero
 from jaxnorm.nnx.conditional import ConditionalBatchNorm as ConditionalBatchNorm
 from jaxnorm.nnx.conditional import FiLM as FiLM
+from jaxnorm.nnx.diagnosing import diagnose as diagnose
 from jaxnorm.nnx.family import Derf as Derf
 from jaxnorm.nnx.family import DynamicTanh as DynamicTanh
 from jaxnorm.nnx.family import EvoNormS0 as EvoNormS0

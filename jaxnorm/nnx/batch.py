@@ -15,8 +15,9 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
+from jaxnorm._layers import recalibration
 from jaxnorm._layers import state as state
 from jaxnorm._layers import update as update
 from jaxnorm._layers.calls import Initializer, Shape
@@ -91,6 +92,7 @@ class Stateful(Layer):
         else:
             train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
         y, new = self._y_and_stats(x, train=train, updated=updated, **call)
+        state.tell(self, x, {"mean": layer.mean[...]} if layer.track_stats else {}, **call)
         for name, value in new.items():
             if hasattr(self, name):
                 getattr(self, name).set_value(value)
@@ -98,7 +100,7 @@ class Stateful(Layer):
                 setattr(self, name, nnx.BatchStat(value))
         return y
 
-    @compiled_method
+    @compiled
     def _y_and_stats(self, x: Array, **call: Any) -> tuple[Array, dict[str, Array]]:
         """y, and the statistics to store. Those that a changed option needs are created at their start."""
         names = state.names(self, partial(hasattr, self))
@@ -107,7 +109,8 @@ class Stateful(Layer):
             values = self._start()
             stored = {name: stored.get(name, values[name]) for name in names}
         call.update(self._promotion(stored))
-        return update.normalize_and_update(self, x, parameters(self), stored, **call)
+        run = recalibration.measure if state.SAMPLE in names else update.normalize_and_update
+        return run(self, x, parameters(self), stored, **call)
 
     def _promotion(self, stored: dict[str, Array]) -> dict[str, Any]:
         """The option `promote` of `calls.normalize`, for a layer that promotes as Flax's own does."""
@@ -153,6 +156,13 @@ class BatchNorm(Stateful, nnx.BatchNorm):
     average and keeps its `weight`; so does `momentum=None`, the exact average over all batches. `momentum`
     may be an optax schedule, always traced, of the updates counted in `step`. `unbiased=True` stores
     PyTorch's variance. `nnx.view` takes `update_stats`, too.
+
+    `every_k=k` puts the moments of k training calls into the average once, merged: the statistics of the
+    large batch under gradient accumulation. They wait in `pending_*`; `step` counts updates of the average.
+    `blend=alpha` evaluates by alpha times the stored mean and var plus 1 - alpha times the batch's: a number
+    in [0, 1], or a function of the number of samples. `track_stats=False` stores nothing and normalizes by
+    the batch always. `count_skipped=True` keeps in `skipped_channels` and `skipped_batches` how often what
+    was not finite was left out. See docs/statistics_after_training.md.
 
     Evaluation uses the stored mean and var, whatever the weight: before training they are 0 and 1, the
     identity. A weight of 0 says that no batch has been counted; one that is missing, since `set_attributes`

@@ -8,7 +8,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._core.moments import Moments
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers import family as family
@@ -19,7 +19,7 @@ from jaxnorm.nnx.parameters import Affine, Measured, Norm, normalized, parameter
 class _Pointwise(Norm):
     """Without moments."""
 
-    @compiled_method
+    @compiled
     def __call__(self, x: Array) -> Array:
         return normalized(self, x)
 
@@ -27,7 +27,7 @@ class _Pointwise(Norm):
 class _Masked(Measured):
     """With moments of what is not masked."""
 
-    @compiled_method
+    @compiled
     def __call__(self, x: Array, *, mask: Array | None = None, weights: Array | None = None) -> Any:
         return normalized(self, x, mask=mask, weights=weights)
 
@@ -132,7 +132,7 @@ class GatedRMSNorm(Measured):
     use_scale: bool = True
     scale_init: Initializer = initializers.ones
 
-    @compiled_method
+    @compiled
     def __call__(
         self, x: Array, gate: Array, *, mask: Array | None = None, weights: Array | None = None
     ) -> Array:
@@ -193,7 +193,7 @@ class QKNorm(Measured):
     def shapes(self, features: Shape) -> dict[str, Shape]:
         return {"query_scale": features, "key_scale": features} if self.use_scale else {}
 
-    @compiled_method
+    @compiled
     def __call__(self, query: Array, key: Array) -> tuple[Array, Array]:
         return normalized(self, query, key=key)
 

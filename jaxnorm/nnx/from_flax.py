@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 from flax.errors import TraceContextError
 
+from jaxnorm._base.messages import error, public
 from jaxnorm._layers import from_flax as shared
 from jaxnorm.nnx.batch import BatchNorm
 from jaxnorm.nnx.freezing import _modules
@@ -25,6 +26,7 @@ _NORMS: dict[Any, Any] = {
 _TRACED = "convert: the model was made outside of the function that is traced; convert it there."
 
 
+@public
 def convert(model: Any) -> shared.Swapped:
     """Makes every norm of Flax in a model, and the model itself if it is one, a norm of jaxnorm, in place.
 
@@ -65,19 +67,20 @@ def convert(model: Any) -> shared.Swapped:
         if cls:
             chosen.append((module, cls, shared.missing(module, cls)))
     if any(_is_argument(module) for module, *_ in chosen):
-        raise ValueError(
-            "convert: the model is an argument of nnx.jit or of another transformation of Flax, which "
-            "refuses arguments that change their class; convert it before the call."
+        problem = (
+            "the model is an argument of nnx.jit or of another transformation of Flax, which refuses "
+            "arguments that change their class"
         )
+        raise error(ValueError, problem, "convert it before the call")
     before = [(module, type(module), dict(vars(module))) for module, *_ in chosen]
     try:
         for module, cls, fields in chosen:
             object.__setattr__(module, "__class__", cls)
             for name, value in fields.items():
                 setattr(module, name, value)
-    except Exception as error:
-        if isinstance(error, TraceContextError):
-            error.add_note(_TRACED)
+    except Exception as raised:
+        if isinstance(raised, TraceContextError):
+            raised.add_note(_TRACED)
         for module, cls, attributes in before:
             object.__setattr__(module, "__class__", cls)
             vars(module).clear()

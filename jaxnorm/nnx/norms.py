@@ -12,7 +12,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 import jaxnorm
-from jaxnorm._base.compilation import compiled_method
+from jaxnorm._base.compilation import compiled
 from jaxnorm._layers import calls as layers
 from jaxnorm._layers.calls import Axes, Initializer
 from jaxnorm.nnx.batch import Stateful
@@ -22,7 +22,7 @@ from jaxnorm.nnx.parameters import NO_METADATA, Layer, Metadata, normalized, pro
 class _Norm(Layer):
     """The call of all of them but RMS norm."""
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -77,7 +77,8 @@ class LayerNorm(_Norm, nnx.LayerNorm):
 class RMSNorm(Layer, nnx.RMSNorm):
     """RMS norm: y = x / sqrt(mean(|x|^2) + epsilon) * scale, over `reduction_axes`.
 
-    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g.
+    With `zero_centered_scale=True` the parameter g, 0 at first, stands for a scale of 1 + g. `use_bias=True`
+    adds a bias, as Equinox does.
 
     Zhang and Sennrich, 2019, arXiv:1910.07467.
 
@@ -102,11 +103,13 @@ class RMSNorm(Layer, nnx.RMSNorm):
     rngs: InitVar[nnx.Rngs]
     scale_metadata: InitVar[Metadata] = NO_METADATA
     zero_centered_scale: bool = False
+    use_bias: bool = False
+    bias_init: Initializer = initializers.zeros
 
     def __post_init__(self, rngs: nnx.Rngs, scale_metadata: Metadata) -> None:
         super().__post_init__(rngs, NO_METADATA, scale_metadata)
 
-    @compiled_method
+    @compiled
     def __call__(
         self,
         x: Array,
@@ -238,7 +241,7 @@ class InstanceNorm(Stateful, nnx.InstanceNorm):
             return self._by_instances(x, **call)
         return self.normalize_and_update(x, use_running_average, update_stats, **call)
 
-    @compiled_method
+    @compiled
     def _by_instances(self, x: Array, **call: Any) -> Array:
         return normalized(self, x, promote=promoted(self), feature_axis=self.feature_axes, **call)
 

@@ -103,17 +103,18 @@ def recalibrate(
 
 
 def _layers(model: Any) -> dict[str, Any]:
-    """The layers that keep a mean and a variance, by path; PopArt has its targets'."""
-    found = {
-        "/".join(map(str, path)): module
-        for path, module in _modules(model)
-        if all(isinstance(getattr(module, name, None), nnx.BatchStat) for name in ("mean", "var"))
-        and not isinstance(module, PopArt)
-    }
+    """The layers whose statistics can be measured, by path."""
+    found = {"/".join(map(str, path)): module for path, module in _modules(model) if _measurable(module)}
     if not found:
         problem = "the model has no norm that keeps statistics"
         raise error(ValueError, problem, "pass a model with batch norms")
     return found
+
+
+def _measurable(module: Any) -> bool:
+    """Whether it keeps a mean and a variance, of what it is called with: PopArt's are of its targets."""
+    kept = all(isinstance(getattr(module, name, None), nnx.BatchStat) for name in ("mean", "var"))
+    return kept and not isinstance(module, PopArt)
 
 
 def _stored(layer: Any) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def test_the_lists_name_what_exists():
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_a_function_is_documented(name):
-    """In a row of a table of the README or of docs/family.md, and with its paper or its formula."""
-    assert name in documented(read("README.md")) | documented(read("docs/family.md"))
+    """In a row of a table of docs/idea.md or of docs/family.md, and with its paper or its formula."""
+    assert name in documented(read("docs/idea.md")) | documented(read("docs/family.md"))
 
 
 def test_the_recipe_names_files_that_exist():

@@ -1,5 +1,6 @@
 """The examples run as scripts do, keep what they promise and refuse what makes no sense."""
 
+import csv
 import os
 import re
 import runpy
@@ -118,7 +119,7 @@ def test_digits_refuses_wrong_arguments(arguments, message, capsys):
         assert last == f"digits.py: error: {message}"
 
 
-@pytest.mark.parametrize("example", ["digits", "population"])
+@pytest.mark.parametrize("example", ["digits", "evidence", "population"])
 def test_an_output_folder_that_is_a_file(example, tmp_path, capsys):
     out = tmp_path / "file"
     out.touch()
@@ -181,6 +182,61 @@ def test_sequences(tmp_path, capsys, monkeypatch):
     assert float(accuracy) > 20  # chance is 10
 
 
+def read_columns(path):
+    """A CSV file's columns by name; the numbers as floats."""
+    with path.open(newline="") as file:
+        names, *rows = csv.reader(file)
+    columns = dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))
+    texts = {"norm", "where", "initial_weights", "weights", "estimate", "network"}
+    return {name: values if name in texts else values.astype(float) for name, values in columns.items()}
+
+
+@pytest.mark.slow
+def test_evidence_finds_what_holds_for_every_seed(tmp_path, capsys):
+    """The default run, whole: `make evidence` is no part of `make test-all` besides."""
+    import_module("evidence").main(["--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    names = "convergence learning-rates initial-weights quantiles gradients noise batch-size averages cost"
+    paths = [
+        tmp_path / f"{letter}-{name}.png" for letter, name in zip("abcdefghi", names.split(), strict=True)
+    ]
+    assert_pictures(output, *paths)
+    tables = {path.stem[0]: read_columns(path.with_suffix(".csv")) for path in paths}
+    for columns in tables.values():
+        for name, values in columns.items():
+            assert values.dtype.kind == "U" or np.isfinite(values).all(), name
+    for letter, subject in zip("abcdefghi", ("convergence", "learning rates", "initial"), strict=False):
+        assert re.search(rf"^│ {letter} │ {subject}", output, re.MULTILINE)
+
+    def of(letter, **keys):
+        """The rows of a table that have the values `keys`."""
+        columns = tables[letter]
+        rows = np.logical_and.reduce([np.isin(columns[name], [value]) for name, value in keys.items()])
+        return {name: values[rows] for name, values in columns.items()}
+
+    for letter, x in (("b", "learning_rate"), ("c", "initial_scale")):
+        trains = {}
+        for norm in ("batch", "none"):
+            rows = of(letter, norm=norm)
+            trains[norm] = rows[x][rows["high_training_error"] < 0.1]
+        assert len(trains["batch"]) > len(trains["none"]) > 0
+        assert trains["batch"].max() >= 4 * trains["none"].max()
+    epochs = {norm: of("a", norm=norm)["mean_test_error"] for norm in ("batch", "none")}
+    assert epochs["batch"].sum() < epochs["none"].sum()
+    first = {norm: of("e", norm=norm, layer=1.0)["mean_gradient_norm"] for norm in ("batch", "layer", "none")}
+    assert (first["batch"] > 10 * first["layer"]).all() and first["none"][0] < 1e-3  # [Flax's default, He's]
+    noise = {norm: float(of("f", norm=norm)["mean_gap_nats"][0]) for norm in ("ghost 8", "batch", "none")}
+    assert noise["ghost 8"] < noise["batch"] < noise["none"]
+    small = {norm: of("g", norm=norm, batch_size=2.0)["low_test_error"] for norm in ("batch", "layer")}
+    assert small["batch"] > 3 * small["layer"]
+    frozen = {
+        e: of("h", weights="weights frozen", estimate=e, step=32.0) for e in ("exact", "debiased", "plain")
+    }
+    exact, debiased, plain = (float(rows["high_kl_nats"][0]) for rows in frozen.values())
+    assert exact < 1e-9 and 100 * exact < debiased < plain
+    assert (tables["i"]["quartile_1_ms"] <= tables["i"]["median_ms"]).all()
+
+
 @flexible
 def test_quickstart(capsys):
     names = runpy.run_path(str(EXAMPLES / "quickstart.py"))
@@ -204,6 +260,18 @@ def test_the_styles_of_data_parallel_training_agree(capsys):
 
 @pytest.mark.slow
 @flexible
+def test_test_time_adaptation(capsys):
+    rows = import_module("test_time_adaptation").main([])
+    output = capsys.readouterr().out
+    assert next(iter(rows)) == "as in training" and min(rows.pop("as in training")) > 0.95
+    for name, (source, batch, blended, adapted) in rows.items():
+        assert batch > source + 0.1 < min(blended, adapted), name
+        assert adapted > batch - 0.02, name
+        assert f"{adapted:.1%}" in output
+
+
+@pytest.mark.slow
+@flexible
 def test_averaged_weights_gain_by_recalibration(capsys):
     rows = {row.weights: row for row in import_module("averaged_weights").main([])}
     assert rows["SWA"].after > rows["SWA"].before + 0.02
@@ -220,3 +288,14 @@ def test_averaged_weights_refuses_wrong_arguments(capsys):
         import_module("averaged_weights").main(["--epochs", "0"])
     message = "averaged_weights.py: error: argument --epochs: expected a whole number from 1, got '0'"
     assert capsys.readouterr().err.splitlines()[-1] == message
+
+
+@pytest.mark.slow
+@flexible
+def test_what_is_served_is_what_was_trained(tmp_path, capsys):
+    import_module("serve").main(["--epochs", "1", "--out", str(tmp_path)])
+    output = capsys.readouterr().out
+    rows = re.findall(r"exact, ([\w-]+), loaded +│ ([\d.]+)% +│ ([\d.e-]+)", output)
+    assert [name for name, *_ in rows] == ["with-norms", "folded"]
+    assert all(float(right) > 80 and float(difference) < 1e-4 for _, right, difference in rows)
+    assert {path.name for path in tmp_path.iterdir()} == {"with-norms.jax", "folded.jax"}

@@ -1,7 +1,7 @@
 """A training loop that is killed goes on from its checkpoint, bitwise; so do two of which one dies.
 
-train.py saves by orbax's CheckpointManager. It writes a checkpoint under another name, and renames it when it is
-whole.
+train.py saves by orbax's CheckpointManager. It writes a checkpoint under another name, and renames it
+when it is whole.
 """
 
 import os

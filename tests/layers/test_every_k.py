@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx, serialization
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from layers import OURS, draw
 from meshes import mesh_of
@@ -387,6 +388,27 @@ def test_devices_are_one_device(masked):
         lambda *args: steps(many, *args), mesh=mesh, in_specs=(P(), P(None, "data"), P("data")), out_specs=P()
     )
     close(jax.jit(mapped)(variables, x, brought), steps(one, variables, x, brought))
+
+
+@pytest.mark.parametrize("spec", [P(None, "data"), P(None, None, None, "data")], ids=str)
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_sharded_arrays_scan(kind, spec):
+    x = draw((2, 8, 3, 4))
+    layer = OURS["linen"].BatchNorm(use_running_average=False, every_k=2, unbiased=True, count_skipped=True)
+    plain = layer.clone(every_k=1)
+    variables = plain.init(jax.random.key(0), x[0])
+    _, expected = plain.apply(variables, x.reshape(16, 3, 4), mutable=["batch_stats"])
+    mesh = mesh_of((4,), ("data",), kind)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, spec))
+        variables = jax.jit(layer.init)(jax.random.key(0), x[0])
+
+        def step(stats, x):
+            _, new = layer.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"])
+            return new["batch_stats"], None
+
+        stats, _ = jax.jit(lambda stats, x: jax.lax.scan(step, stats, x))(variables["batch_stats"], x)
+    close(jax.device_get(average(stats)), jax.device_get(expected["batch_stats"]))
 
 
 @pytest.mark.flexible  # optax

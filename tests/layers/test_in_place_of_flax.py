@@ -386,3 +386,15 @@ def test_a_batch_norm_that_remembers_is_frozen_likewise():
     jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
     plain = {**variables, "batch_stats": jn.unfreeze(variables, ...)["batch_stats"]}
     assert_close(y, ResNet(train=False).apply(plain, X))
+
+
+def test_recalibration_takes_the_norms_of_a_model_of_flax():
+    variables = jax.jit(ResNet().init)(KEY, X)
+    batches = [draw(X.shape, seed=i) for i in range(2)]
+    with jn.in_place_of_flax() as swapped:
+        new = jn.recalibrate(ResNet(), variables, batches)
+    assert swapped == MODELS["resnet"][1]
+    first = np.concatenate(batches).astype(np.float64)  # what norm_proj of the first block takes
+    stats = new["batch_stats"]["Block_0"]["norm_proj"]
+    np.testing.assert_allclose(stats["mean"], first.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(stats["var"], first.var((0, 1, 2)), rtol=1e-5)

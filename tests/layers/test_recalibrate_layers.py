@@ -613,7 +613,7 @@ def test_a_batch_that_is_not_finite(api, place):
     batches[place][3, 1] = [np.nan, np.inf, -np.inf][place]
     text = (
         f"recalibrate: batch {place}, counted from 0, gives norm0, norm1, norm2 statistics that are not "
-        "finite; leave it out, or mask what is not finite; nothing was changed."
+        "finite; leave out or mask what is not finite; nothing was changed."
     )
     attempt(api, batches, ValueError, text)
     attempt(api, batches, ValueError, text, sequential=True)
@@ -623,11 +623,13 @@ def test_a_batch_that_is_not_finite(api, place):
 @each_api
 def test_a_variance_that_overflows(api):
     text = (
-        "recalibrate: batch 1, counted from 0, gives norm0 statistics that are not finite; leave it out, or "
+        "recalibrate: batch 1, counted from 0, gives norm0 statistics that are not finite; leave out or "
         "mask what is not finite; nothing was changed."
     )
     far = DATA * np.float32([1, 1, 1, 1e25])
     attempt(api, [DATA, far], ValueError, text)
+    text = text.replace("batch 1, counted from 0, gives", "all batches together give")
+    attempt(api, [DATA, DATA + np.float32([0, 0, 0, 1e25])], ValueError, text)
 
 
 @flexible

@@ -43,7 +43,9 @@ class Side:
         make = getattr(OURS[api], row.name)
         if api == "linen":
             self.layer = make(**options)
-            init = jax.jit(lambda x: self.layer.init(jax.random.key(0), x, *row.conditions, True))
+            init = jax.jit(
+                lambda x: self.layer.init(jax.random.key(0), x, *row.conditions, use_running_average=True)
+            )
             self.variables = init(draw(row.shape))
         else:
             self.layer = make(*row.sizes, rngs=nnx.Rngs(0), **options)
@@ -73,11 +75,10 @@ class Side:
                 getattr(self.layer, name).set_value(value)
 
     def __call__(self, x: Any, *, train: Any, **options: Any) -> Any:
+        options["use_running_average"] = not train
         if self.api == "nnx":
-            return self.layer(x, *self.row.conditions, use_running_average=not train, **options)
-        y, new = self.layer.apply(
-            self.variables, x, *self.row.conditions, not train, **options, mutable=["batch_stats"]
-        )
+            return self.layer(x, *self.row.conditions, **options)
+        y, new = self.layer.apply(self.variables, x, *self.row.conditions, **options, mutable=["batch_stats"])
         self.variables = {**self.variables, **new}
         return y
 

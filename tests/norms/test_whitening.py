@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
-from jaxnorm._core.roots import inverse_root, newton_root
+from jaxnorm._norms.roots import inverse_root, newton_root
 
 close = chex.assert_trees_all_close
 

@@ -181,6 +181,12 @@ def torch_batch(f, x, scale, bias, training=True):
     return y, mean, var
 
 
+def torch_instances(f, x, scale, bias, training=True):
+    mean, var = tensor(MEAN), tensor(VAR)
+    y = f.instance_norm(x, mean, var, scale, bias, training, 0.1, EPS)  # writes into both
+    return y, mean, var
+
+
 def torch_cumulative(nn, x, scale, bias):
     layer = nn.BatchNorm1d(4, EPS, momentum=None)
     buffers = dict(layer.double().named_buffers())
@@ -241,6 +247,20 @@ ROWS = (
         F,
         forgets(jn.instance_norm, **SECOND),
         lambda f, x, scale, bias: (f.instance_norm(x, weight=scale, bias=bias, eps=EPS),),
+        (FIRST, *AFFINE),
+    ),
+    Row(
+        "running instance",
+        F,
+        remembers(jn.running_instance_norm, unbiased=True, **SECOND),
+        torch_instances,
+        (FIRST, *AFFINE),
+    ),
+    Row(
+        "running instance evaluation",
+        F,
+        remembers(jn.running_instance_norm, train=False, **SECOND),
+        partial(torch_instances, training=False),
         (FIRST, *AFFINE),
     ),
     Row(

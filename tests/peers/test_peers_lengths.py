@@ -117,6 +117,13 @@ ROWS = (
         (LAST, LAST, CHANNELS),
     ),
     Row(
+        "gated before in groups, Mamba-2",
+        MODELS + "mamba2.modeling_mamba2",
+        partial(gates, norm_before_gate=False, group_size=2),
+        module("MambaRMSNormGated", 4, 2, inputs=2, eps=EPS),
+        (LAST, LAST, CHANNELS),
+    ),
+    Row(
         "queries and keys, Qwen3",
         MODELS + "qwen3.modeling_qwen3",
         queries_and_keys,
