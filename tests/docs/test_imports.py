@@ -20,7 +20,7 @@ import jax
 before = set(sys.modules)
 import jaxnorm
 brought = {name.partition(".")[0] for name in set(sys.modules) - before}
-assert brought - sys.stdlib_module_names == {"jax", "jaxnorm"}, brought  # jax.extend
+assert brought - sys.stdlib_module_names <= {"jax", "jaxlib", "jaxnorm"}, brought  # jax.extend
 assert jaxnorm.population.fold_scale  # imported when it is asked for
 assert not {"flax", "optax"} & set(sys.modules)
 jax.config.update("jax_num_cpu_devices", 3)  # raises once a backend runs, as it does for any array

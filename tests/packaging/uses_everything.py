@@ -4,10 +4,11 @@ mypy and pyright check it, and it runs, against an installed wheel: see test_dis
 traced and not computed, except those of whole models. `assert_type` says what a checker has to infer.
 """
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 from jax import Array
@@ -121,6 +122,68 @@ def after_training() -> list[Array]:
     whole = jaxnorm.population.merge_batches([m, m])
     assert_type(whole, jaxnorm.Moments)
     return [kernel, bias, stats.mean, whole.mean, pending.calls]
+
+
+def by_value(y: Array) -> list[Array]:
+    """Measures of what was stored, against a batch."""
+    stored, batch = jaxnorm.initial_stats(C), jaxnorm.moments(y, (0, 1))
+    flags = jaxnorm.monitor.flags(stored, batch=batch)
+    assert_type(flags, jaxnorm.monitor.Flags)
+    shift = jaxnorm.monitor.shift(batch, stored)
+    errors = jaxnorm.monitor.standard_errors(64)
+    held = jaxnorm.monitor.batches_held(0.9)
+    return [flags.dead, shift, jaxnorm.monitor.divergence(batch, stored), *errors, held]
+
+
+def report_of(checkpoint: str) -> jaxnorm.monitor.Report:
+    """What stands in a checkpoint of orbax."""
+    return jaxnorm.monitor.read(checkpoint)
+
+
+def reports() -> None:
+    norm = jaxnorm.monitor.Norm(path="norm", layer="BatchNorm", stored=jaxnorm.initial_stats(C))
+    report = jaxnorm.monitor.Report([norm])
+    assert_type(report.findings, list[jaxnorm.monitor.Finding])
+    for finding in report.findings:
+        assert finding.kind in jaxnorm.monitor.KINDS
+        print(f"{finding.path}: {finding.advice}")
+    text: str = report.table()
+    print(text)
+    try:
+        report_of("no/such/folder")
+    except ValueError as error:
+        print(error)
+
+
+def arrays_of_others() -> None:
+    """From and to plain dicts of arrays: no other framework is needed."""
+    ones = {"weight": np.ones(C, np.float32), "bias": np.zeros(C, np.float32)}
+    found: list[jaxnorm.convert.Report] = []
+    variables = jaxnorm.convert.from_torch_state(ones, "layer_norm", report=found.append)
+    assert found and sorted(variables["params"]) == ["bias", "scale"]
+    jaxnorm.convert.to_torch_state(variables, "layer_norm")
+    jaxnorm.convert.from_equinox_state(ones, "layer_norm")
+    jaxnorm.convert.to_equinox_state(variables, "layer_norm")
+    named = {"n/gamma": ones["weight"], "n/beta": ones["bias"]}
+    jaxnorm.convert.from_keras_state(named, "layer_norm", prefix="n")
+    jaxnorm.convert.to_keras_state(variables, "layer_norm")
+    params, state = jaxnorm.convert.to_haiku(variables, "layer_norm", prefix="n")
+    layer, again = jaxnorm.convert.from_haiku(params, "layer_norm", state=state, prefix="n")
+    assert layer.epsilon == 1e-5 and sorted(again["params"]) == ["bias", "scale"]
+    kernel = jaxnorm.convert.kernel_from_torch(np.zeros((C, 3, 5, 5)), "conv")
+    assert jaxnorm.convert.kernel_to_torch(kernel, "conv").shape == (C, 3, 5, 5)
+    table = {"norm": ("LayerNorm_0", "layer_norm")}
+    net = jaxnorm.convert.net_from_torch({f"norm.{name}": v for name, v in ones.items()}, table)
+    assert sorted(jaxnorm.convert.net_to_torch(net, table)) == ["norm.bias", "norm.weight"]
+
+
+def objects_of_others(torch_norm: Any, equinox_norm: Any, keras_norm: Any) -> list[Any]:
+    """Layers from those of frameworks that are not installed here: this is checked, and does not run."""
+    return [
+        jaxnorm.convert.from_torch(torch_norm, api="nnx"),
+        jaxnorm.convert.from_equinox(equinox_norm),
+        jaxnorm.convert.from_keras(keras_norm),
+    ]
 
 
 class Linen(nn.Module):
@@ -249,6 +312,7 @@ def linen_models() -> Array:
         jaxnorm.linen.norm_labels(variables["params"])
         variables = jaxnorm.linen.freeze(variables, ...)
         variables = jaxnorm.linen.unfreeze(variables, ...)
+        assert_type(jaxnorm.linen.diagnose(model, variables, X), jaxnorm.monitor.Report)
         variables = jaxnorm.linen.fold(variables, {"norm": "dense"})
         y = model.apply(variables, X)
     jaxnorm.linen.bake(variables)  # for a model without the WeightNorm
@@ -261,6 +325,7 @@ def nnx_models() -> Array:
     for path, name in jaxnorm.nnx.convert(model):
         print(f"{path}: {name}")
     jaxnorm.nnx.recalibrate(model, [X, 2 * X])
+    assert_type(jaxnorm.nnx.diagnose(model, X), jaxnorm.monitor.Report)
     jaxnorm.nnx.norm_labels(model)
     jaxnorm.nnx.freeze(model, ...)
     jaxnorm.nnx.unfreeze(model, ...)
@@ -273,6 +338,9 @@ def nnx_models() -> Array:
 def main() -> None:
     for section in (statistics, norms_without_state, norms_with_state, weights, after_training):
         jax.eval_shape(section)
+    jax.eval_shape(by_value, X)
+    reports()
+    arrays_of_others()
     y, _ = jax.eval_shape(lambda: Linen().init_with_output(jax.random.key(0), X, True))
     assert y.shape == (6, 4, 2)
     y = nnx.eval_shape(lambda: Nnx(nnx.Rngs(0))(X))
