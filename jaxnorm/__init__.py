@@ -63,21 +63,21 @@ from jaxnorm._norms.whitening import initial_covariance as initial_covariance
 
 __version__ = "0.1.0"
 
+_ON_DEMAND = ("convert", "linen", "monitor", "nnx", "population")
+
 if typing.TYPE_CHECKING:
     from jaxnorm import convert as convert
     from jaxnorm import linen as linen
     from jaxnorm import monitor as monitor
     from jaxnorm import nnx as nnx
     from jaxnorm import population as population
+else:  # a checker that sees __getattr__ accepts every misspelled name
 
-_ON_DEMAND = ("convert", "linen", "monitor", "nnx", "population")
-
-
-def __getattr__(name: str) -> types.ModuleType:
-    """A package, imported when it is asked for: `import jaxnorm` alone is fast and imports no Flax."""
-    if name in _ON_DEMAND:
-        return importlib.import_module(f"jaxnorm.{name}")
-    raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
+    def __getattr__(name: str) -> types.ModuleType:
+        """A package, imported when it is asked for: `import jaxnorm` alone is fast and imports no Flax."""
+        if name in _ON_DEMAND:
+            return importlib.import_module(f"jaxnorm.{name}")
+        raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,8 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 import jaxnorm
 
 PACKAGE = Path(jaxnorm.__file__).parent
@@ -15,7 +17,10 @@ REPOSITORY = PACKAGE.parent
 ALONE = """
 import sys
 import jax
+before = set(sys.modules)
 import jaxnorm
+brought = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert brought - sys.stdlib_module_names <= {"jax", "jaxlib", "jaxnorm"}, brought  # jax.extend
 assert jaxnorm.population.fold_scale  # imported when it is asked for
 assert not {"flax", "optax"} & set(sys.modules)
 jax.config.update("jax_num_cpu_devices", 3)  # raises once a backend runs, as it does for any array
@@ -39,12 +44,32 @@ def test_public_names_are_reexported_by_name():
             assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
 
 
+def test_packages_on_demand_are_named_for_people_and_for_type_checkers():
+    packages = {f.parent.name for f in PACKAGE.glob("[a-z]*/__init__.py")}
+    assert packages <= set(dir(jaxnorm)), "add it to _ON_DEMAND"
+    typed = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imports = {
+        alias.asname
+        for node in ast.walk(typed)
+        if isinstance(node, ast.ImportFrom) and node.module == "jaxnorm"
+        for alias in node.names
+    }
+    assert imports == packages, "import it under TYPE_CHECKING"
+    for name in packages:
+        assert getattr(jaxnorm, name).__name__ == f"jaxnorm.{name}"
+    message = "module 'jaxnorm' has no attribute 'layernorm'"
+    with pytest.raises(AttributeError, match=message):
+        _ = jaxnorm.layernorm
+
+
 def test_the_wheel_holds_the_package_and_its_types_and_nothing_else(tmp_path):
     run("-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
-    shipped = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    info = f"jaxnorm-{jaxnorm.__version__}.dist-info"
     files = {f.relative_to(REPOSITORY).as_posix() for f in PACKAGE.rglob("*.py")}
-    assert shipped == files | {"jaxnorm/py.typed"}
+    files |= {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    with zipfile.ZipFile(wheel) as archive:
+        assert sorted(archive.namelist()) == sorted(files | {"jaxnorm/py.typed"})
 
 
 def test_the_changelog_begins_with_this_version():
