@@ -16,6 +16,7 @@ html_title = "jaxnorm"
 html_static_path = ["_static"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # which would fetch pages, and a browser refuses that where they are files
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -85,7 +85,7 @@ for _ in range(200):
     variables, opt_state, loss = train_step(variables, opt_state, x, x[:, :1] ** 2)
 print("loss", loss)
 
-# %% A mask: what is masked reaches no statistic, no other output and no gradient
+# %% A mask: masked elements affect no statistic, output or gradient, even if they are NaN
 
 lengths = jnp.array([5, 3, 0])
 mask = jnp.arange(5) < lengths[:, None]  # [3, 5]

@@ -1,4 +1,4 @@
-"""Flax linen layers: change the import and keep the model, its options and its checkpoints.
+"""Flax linen layers: replace `nn.BatchNorm` by `jaxnorm.linen.BatchNorm`, likewise the other norms.
 
     from jaxnorm import linen as jn     # jn.BatchNorm for nn.BatchNorm, and so on
 
@@ -6,7 +6,7 @@ Each is a subclass of Flax's own, whose fields, defaults and variable names it i
 computation is that of `jaxnorm`. Statistics are always accurate and in float32 or wider, so that
 `use_fast_variance` and `force_float32_reductions` are accepted and change nothing. Every call takes Flax's
 `mask`, read as bool, real `weights >= 0` of the same meaning, and a `scale` and a `bias` that come before the
-layer's own, for conditional norms. Initialization updates no statistics and meets no other device.
+layer's own, for conditional norms. Initialization updates no statistics and runs no collectives.
 
 Layers that Flax lacks are those functions of `jaxnorm` that have parameters or a state. Those that keep
 statistics are subclasses of `BatchNorm`, with all its options and modes; what a call is conditioned on comes

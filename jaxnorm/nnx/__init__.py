@@ -1,4 +1,4 @@
-"""Flax nnx layers: change the import and keep the model, its options and its checkpoints.
+"""Flax nnx layers: replace `nnx.BatchNorm` by `jaxnorm.nnx.BatchNorm`, likewise the other norms.
 
     from jaxnorm import nnx as jn       # jn.BatchNorm for nnx.BatchNorm, and so on
 

@@ -67,7 +67,7 @@ VALUES = [
         "assumed to be the batch axis, got feature_axis=0 for x, shape (2, 3, 4); choose from 1 "
         "to 2.",
     ),
-    # what meets x
+    # arrays that are broadcast against x
     (
         lambda: jn.layer_norm(X, scale=jnp.ones(3)),
         "layer_norm: scale of shape (3,) is neither the sizes (4,) of the feature axes (2,) nor "
