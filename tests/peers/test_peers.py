@@ -61,7 +61,8 @@ def borrowed(name):
         warnings.simplefilter("ignore")  # what they import is theirs to mend
         patch.setenv("KERAS_BACKEND", "torch")
         # All can do without it, and PyPI's cannot be imported beside a torch for the CPU alone.
-        patch.setitem(sys.modules, "torchvision", None)
+        for package in ("torchaudio", "torchvision"):
+            patch.setitem(sys.modules, package, None)
         for depth in range(len(inner) if library in ALONE else 0):
             package = importlib.util.find_spec(".".join([library, *inner[:depth]]))
             patch.setitem(sys.modules, package.name, importlib.util.module_from_spec(package))
