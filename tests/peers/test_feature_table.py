@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_the_table_of_features_is_that_of_the_readme():
-    """In a process of its own: Keras takes JAX as its backend there, and PyTorch in the tests beside this one."""
+    """In a process of its own: there Keras runs on JAX, and in the tests beside this one on PyTorch."""
     for library in ("equinox", "haiku", "keras", "torch"):
         borrowed(library)
     command = [sys.executable, "-m", "benchmarks.features"]
