@@ -92,7 +92,7 @@ class Stateful(Layer):
         else:
             train, updated = state.mode(self, use_running_average, update_stats, self.frozen)
         y, new = self._y_and_stats(x, train=train, updated=updated, **call)
-        state.tell(self, x, {"mean": layer.mean[...]} if layer.track_stats else {}, **call)
+        state.tell(self, x, {"mean": layer.mean[...]} if hasattr(self, "mean") else {}, **call)
         for name, value in new.items():
             if hasattr(self, name):
                 getattr(self, name).set_value(value)

@@ -38,7 +38,7 @@ def test_an_nnx_layer_without_parameters_has_a_width(name):
     options = {"use_scale": False, "use_bias": False, "num_groups": 1}
     taken = {k: v for k, v in options.items() if k in str(_signature(name))}
     layer = getattr(jn.nnx, name)(4, rngs=nnx.Rngs(0), **taken)
-    option = next((name for name in ("feature_axes", "axis") if hasattr(layer, name)), None)
+    option = next((name for name in ("feature_axes", "axis", "feature_axis") if hasattr(layer, name)), None)
     advice = f", or choose {option}=1, which has that size" if option else ""
     text = f"{name}: 4 stored features do not fit axis -1 of x, shape (2, 4, 3); choose a layer of 3 features"
     x = jnp.ones((2, 4, 3))

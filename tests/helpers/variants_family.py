@@ -50,7 +50,9 @@ def blends(x, scale, bias, where, stats, **more):
     return jaxnorm.blended_batch_norm(x, stats, scale=scale, bias=bias, where=where, **options), None
 
 
-def gates(x, scale, bias, where, stats, **more):
+def gates(x, scale, bias, where, stats, *, groups=None, **more):
+    if groups is not None:
+        more["group_size"] = x.shape[-1] // groups
     gate = beside(x, np.resize(GATE, x.shape[1:]))  # repeated beside more features
     return jaxnorm.gated_rms_norm(x, gate, scale=scale, where=where, **EPS | more), None
 
@@ -181,7 +183,7 @@ FAMILY = (
     ),
     row(
         "gated in groups",
-        partial(gates, group_size=2),
+        partial(gates, groups=2),
         partial(formula.gated, gate=GATE, before=True, parts=2),
         FEATURES,
     ),

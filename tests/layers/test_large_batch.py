@@ -22,7 +22,7 @@ def recipe():
         r"^## The exact large batch\n(.*?)^## ", PAGE.read_text(encoding="utf-8"), re.M | re.S
     )
     assert section is not None
-    (block,) = re.findall(r"^```python\n(.*?)^```", section.group(1), re.M | re.S)
+    (block,) = re.findall(r"^```\{code-cell\} python\n(.*?)^```", section.group(1), re.M | re.S)
     names = {"jax": jax, "jnp": jnp, "jn": jaxnorm, "x": draw((32, 4)), "__name__": "recipe"}
     exec(compile(block, PAGE.name, "exec"), names)
     rows = re.findall(r"^\| (.+?) \| (\d+) \|$", section.group(1), re.M)

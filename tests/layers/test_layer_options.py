@@ -389,6 +389,7 @@ def test_nnx_shows_its_own_options_after_flax_s(name):
             "track_stats",
             "count_skipped",
         ],
+        "RMSNorm": ["zero_centered_scale", "use_bias", "bias_init"],
         "WeightNorm": ["scale_from_weights"],
     }.get(name, ["zero_centered_scale"])
     assert list(inspect.signature(getattr(OURS["nnx"], name).__init__).parameters)[-len(new) :] == new

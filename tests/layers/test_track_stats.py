@@ -216,8 +216,8 @@ def test_instance_norm_has_batch_norm_s_modes():
 @both
 def test_a_cumulative_average_of_instances_is_refused(api):
     text = (
-        "InstanceNorm: momentum=None is outside [0, 1]; it is the fraction of the OLD average that is kept, "
-        "1 - PyTorch's momentum: choose, for example, 0.99."
+        "InstanceNorm: momentum=None is a cumulative average, which this norm does not keep; choose the "
+        "fraction of the OLD average that is kept, as 0.9."
     )
     with pytest.raises(ValueError, match="momentum") as raised:
         Side(api, INSTANCE, momentum=None)(X, train=True)
