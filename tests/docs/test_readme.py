@@ -37,6 +37,7 @@ def test_the_readme_is_short():
     assert len(PAGES[0].read_text("utf-8").splitlines()) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.flexible
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_the_blocks_of_the_documentation_run(page):

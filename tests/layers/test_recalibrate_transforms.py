@@ -15,7 +15,7 @@ from meshes import mesh_of
 
 from jaxnorm import linen, nnx
 
-pytestmark = pytest.mark.flexible
+pytestmark = [pytest.mark.flexible, pytest.mark.slow]
 
 DATA = np.random.default_rng(0).normal(3.0, 2.0, (48, 4)).astype(np.float32)
 BATCHES = np.split(DATA, [8, 32])

@@ -18,7 +18,7 @@ from jaxnorm import linen as jn
 from jaxnorm import monitor
 from jaxnorm.monitor.__main__ import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # orbax's own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of orbax's own
 
 
 def save(path, tree):

@@ -15,6 +15,8 @@ import jaxnorm
 from jaxnorm import linen as jn
 from jaxnorm import nnx as jx
 
+pytestmark = pytest.mark.slow  # doctests and the tests beside it are what `make test` runs
+
 X = jax.random.normal(jax.random.key(0), (64, 6, 8))
 
 

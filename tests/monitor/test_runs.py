@@ -12,6 +12,8 @@ from runs import held_out, train_linen, train_nnx
 from jaxnorm import linen as jn
 from jaxnorm import nnx as jx
 
+pytestmark = pytest.mark.slow  # doctests and the tests beside it are what `make test` runs
+
 
 def kinds(report):
     found = {}
