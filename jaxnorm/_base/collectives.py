@@ -89,6 +89,7 @@ class InGroups:
     groups: Any
 
     def __post_init__(self) -> None:
+        """Make the groups tuples of ints, which are hashable; a TypeError if they are none."""
         try:
             groups = tuple(tuple(map(operator.index, group)) for group in self.groups)
         except TypeError:
@@ -211,6 +212,7 @@ def psum(over: Names, values: Sequence[Array]) -> list[Array]:
 
 
 def _psum(over: Names, v: Array) -> Array:
+    """The sum of one array over the named axes, in as few collectives as their kinds allow."""
     for names, groups in over.sums:
         # one lax.psum takes mesh axes that v varies over, or other names, as vmap's are, and not both
         outer = varying(v)

@@ -49,6 +49,7 @@ def compiled(function: Callable[P, R], **checks: Callable[[Any], Any]) -> Callab
     plain: Callable[..., Any] = function
 
     def program(static: Static, keys: Sequence[Key], arrays: Sequence[Any]) -> Any:
+        """The call of `function`, put together from its static arguments and its arrays, by their keys."""
         arguments: dict[Any, Any] = {key: v for key, _, v in static} | dict(zip(keys, arrays, strict=True))
         if is_method:
             arguments[0] = jax.tree.unflatten(static[0][2], arguments[0])
@@ -134,6 +135,7 @@ def _is_array(value: object) -> bool:
 
 
 def _hashable(value: object) -> bool:
+    """Whether a value can be part of a static argument, by which JAX keys its compiled programs."""
     try:
         hash(value)
     except TypeError:

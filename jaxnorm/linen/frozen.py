@@ -32,7 +32,7 @@ class FrozenStats(FrozenDict[str, Any]):
         return self._values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        pass
+        """Nothing: a norm that writes new statistics here leaves the frozen ones as they are."""
 
     def __contains__(self, name: object) -> bool:
         return name in self._values
